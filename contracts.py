@@ -1,0 +1,191 @@
+"""The names that datamodules, stages and callbacks share.
+
+The three packages never import each other; what passes between them is a plain ``dict`` whose keys,
+shapes and meanings are written down here, once.
+
+========== ========================= ==================================================================
+Contract   From -> to                Object
+========== ========================= ==================================================================
+Layout     datamodule -> stage       what the signals look like, known before anything is built
+Batch      datamodule -> stage       one batch of samples
+Output     stage -> scores           what a step returns
+Context    datamodule -> scores      what a score needs to know beside the outputs
+Score      scores -> logger, report  one number with everything needed to judge it
+========== ========================= ==================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypedDict
+
+from torch import Tensor
+
+PADDING = -1
+"""Value of ``row`` in samples that only fill up a batch; they are dropped before any sum or score."""
+
+NO_LABEL = -1
+"""Value of ``label`` in samples whose stimulus has no class."""
+
+Modality = Literal["fmri", "eeg", "meg"]
+GalleryKind = Literal["image", "class_centre", "text", "trial", "extra"]
+
+
+class DataError(ValueError):
+    """Something is wrong with a recording, a stimulus or a cached file; the message says what to change."""
+
+
+class ContractError(ValueError):
+    """Two parts do not fit: a score needs what a stage does not give, or a checkpoint another layout."""
+
+
+class Layout(TypedDict):
+    """Shapes and names of one prepared data set; plain data, so that it fits into a checkpoint.
+
+    Attributes:
+        modality: ``fmri``, ``eeg`` or ``meg``.
+        subjects: Names; the position of a name is the ``subject`` number of a batch.
+        shape: Shape of one sample by subject: ``[V]`` (voxels) or ``[C, T]`` (channels, time points).
+        rois: By subject, name -> number of voxels, in the order of the voxels; empty where unknown.
+        channels: Sensor names, in the order of C; empty for fMRI.
+        positions: Sensor positions in metres, head coordinates, ``C x 3``; empty where unknown.
+        sampling_rate: Samples per second of T, or 0.0 for fMRI betas.
+        start: Time of the first sample relative to stimulus onset, in seconds.
+        embedding_width: D.
+        embedding_space: Identity of the image space (model, weights, layer, pooling, transform, target).
+        train_samples: Number of training samples by subject.
+        classes: Class names; the position of a name is the ``label`` number of a batch.
+    """
+
+    modality: Modality
+    subjects: list[str]
+    shape: dict[str, list[int]]
+    rois: dict[str, dict[str, int]]
+    channels: list[str]
+    positions: list[list[float]]
+    sampling_rate: float
+    start: float
+    embedding_width: int
+    embedding_space: str
+    train_samples: dict[str, int]
+    classes: list[str]
+
+
+class Batch(TypedDict, total=False):
+    """One batch of people with one layout; nothing is padded along V, C or T.
+
+    Attributes:
+        signal: ``(B, V)`` fMRI betas or ``(B, C, T)`` EEG/MEG, float32: cleaned, averaged, normalised.
+        embedding: ``(B, D)`` float32, embedding of the image that the person saw.
+        image: ``(B, 3, H, W)`` uint8, only where asked for; the same view as ``embedding``.
+        stimulus: ``(B,)`` int64, row of the stimulus table (stimuli keyed by SHA-256 of the picture).
+        label: ``(B,)`` int64, class number, or ``NO_LABEL``.
+        subject: ``(B,)`` int64, position in ``layout["subjects"]``.
+        row: ``(B,)`` int64, which sample of the split this is, or ``PADDING``.
+        epoch: ``(B,)`` int64, the epoch this batch belongs to; seeds augmentations with (seed, epoch, row).
+    """
+
+    signal: Tensor
+    embedding: Tensor
+    image: Tensor
+    stimulus: Tensor
+    label: Tensor
+    subject: Tensor
+    row: Tensor
+
+
+Output = dict[str, Tensor]
+"""What ``validation_step``, ``test_step`` and ``predict_step`` return: a flat dict with any of
+``brain_embedding`` (B, D), ``image_embedding`` (B, D), ``signal`` and ``predicted_signal`` (B, V) or
+(B, C, T), ``image`` and ``generated`` (B, S, 3, H, W), ``latent``, and always ``label``, ``stimulus``,
+``subject`` and ``row``, each (B,), passed through from the batch."""
+
+PASSED_THROUGH = ("label", "stimulus", "subject", "row")
+"""Entries of a batch that every output carries on."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Candidates among which a decoded embedding is looked for.
+
+    Attributes:
+        embedding: ``(G, D)`` float32.
+        stimulus: ``(G,)`` int64 rows of the stimulus table; for class centres, the label instead.
+        label: ``(G,)`` int64 class numbers, or ``NO_LABEL``.
+        kind: What an item is.
+    """
+
+    embedding: Tensor
+    stimulus: Tensor
+    label: Tensor
+    kind: GalleryKind
+
+
+@dataclass(frozen=True)
+class ScoreContext:
+    """What a score needs to know beside the outputs; asked once, at the start, of the datamodule.
+
+    Attributes:
+        galleries: Candidates by name; ``test`` holds each stimulus of the split once.
+        layout: The layout of the data.
+        protocol: Name of the split protocol; printed with every score.
+        transductive: Whether test recordings took part in fitting anything (cleaning, pre-training).
+        encoding_ceiling: By subject, the largest expected correlation per voxel ``(V,)`` in 0..1.
+        oracle: By subject, log-likelihoods ``(rows, G)`` of the items of gallery ``test`` under the
+            generating model, rows in the order of ``row`` within the subject; empty where the model is unknown.
+        ceiling_reason: Why a ceiling is missing; printed in place of one.
+        lineage: The earlier stages, each with its protocol and whether it saw test recordings.
+    """
+
+    galleries: Mapping[str, Gallery]
+    layout: Layout
+    protocol: str
+    transductive: bool = False
+    encoding_ceiling: Mapping[str, Tensor] = field(default_factory=dict)
+    oracle: Mapping[str, Tensor] = field(default_factory=dict)
+    ceiling_reason: str = "no noise ceiling: the data set does not give one"
+    lineage: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with everything needed to judge it; ``scores.json`` is a list of these.
+
+    Attributes:
+        name: ``two_way``, ``top_1``, ``pearson_mean`` ...
+        value: The score of this subject.
+        low: Lower end of the interval (None: not defined).
+        high: Upper end of the interval.
+        p_value: Permutation p-value against permuted stimuli, one-sided.
+        chance: Expected value without any information, from the real gallery.
+        ceiling: The best value that the noise of the data allows.
+        subject: Subject name, or ``mean`` for the average over subjects.
+        gallery: Name of the gallery and its size, or empty.
+        n: Number of scored samples.
+        stimuli: Number of different stimuli among them.
+        similarity: ``cosine``, ``pearson`` or empty.
+        protocol: Name of the split protocol.
+        transductive: Whether test recordings took part in fitting anything.
+        note: What a reader must know (few stimuli, why there is no ceiling).
+    """
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    chance: float | None = None
+    ceiling: float | None = None
+    subject: str = ""
+    gallery: str = ""
+    n: int = 0
+    stimuli: int = 0
+    similarity: str = ""
+    protocol: str = ""
+    transductive: bool = False
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for ``scores.json``."""
+        return asdict(self)

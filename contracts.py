@@ -56,6 +56,9 @@ class Layout(TypedDict):
         embedding_space: Identity of the image space (model, weights, layer, pooling, transform, target).
         train_samples: Number of training samples by subject.
         classes: Class names; the position of a name is the ``label`` number of a batch.
+        protocol: Name of the split protocol and its fold.
+        training_set: Identity of the set of training stimuli; a checkpoint is only tested on its own division.
+        transductive: Whether test recordings took part in cleaning.
     """
 
     modality: Modality
@@ -70,6 +73,9 @@ class Layout(TypedDict):
     embedding_space: str
     train_samples: dict[str, int]
     classes: list[str]
+    protocol: str
+    training_set: str
+    transductive: bool
 
 
 class Batch(TypedDict, total=False):
@@ -83,7 +89,6 @@ class Batch(TypedDict, total=False):
         label: ``(B,)`` int64, class number, or ``NO_LABEL``.
         subject: ``(B,)`` int64, position in ``layout["subjects"]``.
         row: ``(B,)`` int64, which sample of the split this is, or ``PADDING``.
-        epoch: ``(B,)`` int64, the epoch this batch belongs to; seeds augmentations with (seed, epoch, row).
     """
 
     signal: Tensor
@@ -128,9 +133,7 @@ class ScoreContext:
 
     Attributes:
         galleries: Candidates by name; ``test`` holds each stimulus of the split once.
-        layout: The layout of the data.
-        protocol: Name of the split protocol; printed with every score.
-        transductive: Whether test recordings took part in fitting anything (cleaning, pre-training).
+        layout: The layout of the data, with the protocol that is printed with every score.
         encoding_ceiling: By subject, the largest expected correlation per voxel ``(V,)`` in 0..1.
         oracle: By subject, log-likelihoods ``(rows, G)`` of the items of gallery ``test`` under the
             generating model, rows in the order of ``row`` within the subject; empty where the model is unknown.
@@ -140,8 +143,6 @@ class ScoreContext:
 
     galleries: Mapping[str, Gallery]
     layout: Layout
-    protocol: str
-    transductive: bool = False
     encoding_ceiling: Mapping[str, Tensor] = field(default_factory=dict)
     oracle: Mapping[str, Tensor] = field(default_factory=dict)
     ceiling_reason: str = "no noise ceiling: the data set does not give one"

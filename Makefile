@@ -1,0 +1,71 @@
+# `make` alone lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= phantom
+TRAINER ?= cpu
+ARGS ?=
+# make train-... RESUME=1 continues a run, OVERWRITE=1 trains a finished one anew
+RUN_FLAGS := $(if $(RESUME),--run.resume=true) $(if $(OVERWRITE),--run.overwrite=true)
+DATA_FILE = $(if $(wildcard configs/data/$(DATA).yaml),configs/data/$(DATA).yaml,$(DATA))
+STAGE_FILE = configs/stage/$(subst -,_,$*).yaml
+# a data set and its other protocols (<name>_<protocol>.yaml)
+DATA_FILES = $(if $(wildcard configs/data/$(DATA).yaml),$(wildcard configs/data/$(DATA).yaml configs/data/$(DATA)_*.yaml),$(DATA))
+comma := ,
+empty :=
+space := $(empty) $(empty)
+list = [$(subst $(space),$(comma),$(strip $1))]
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z%-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 24
+	@echo "stages: $(patsubst configs/stage/%.yaml,%,$(wildcard configs/stage/*.yaml))"
+	@echo "data:   $(patsubst configs/data/%.yaml,%,$(wildcard configs/data/*.yaml))"
+
+.PHONY: setup
+setup: .venv/.done ## make .venv from nothing
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed (make PYTHON=...), this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.PHONY: demo
+demo: setup ## the main job end to end: make demo [DATA=phantom|vangerven2010|miyawaki2008]
+	$(BIN)/neuroalign grid --stage='$(call list,$(wildcard configs/stage/ridge_lea.yaml))' --data='$(call list,$(DATA_FILES))' \
+		--name=demo --overwrite=true $(if $(ARGS),-- $(ARGS))
+
+.PHONY: train-%
+train-%: setup ## train a stage: make train-ridge-lea [DATA=... TRAINER=... ARGS=... RESUME=1 OVERWRITE=1]
+	$(BIN)/neuroalign fit -c configs/trainer/$(TRAINER).yaml -c $(STAGE_FILE) --data $(DATA_FILE) $(RUN_FLAGS) $(ARGS)
+
+.PHONY: score-%
+score-%: setup ## test a trained stage: make score-ridge-lea [DATA=... TRAINER=... ARGS=...]
+	$(BIN)/neuroalign test -c configs/trainer/$(TRAINER).yaml -c $(STAGE_FILE) --data $(DATA_FILE) $(ARGS)
+
+.PHONY: convert
+convert: setup ## convert a data set and embed its pictures: make convert DATA=...
+	$(BIN)/neuroalign convert --data $(DATA_FILE) $(ARGS)
+
+.PHONY: lint
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: test
+test: lint ## lint, types and tests; what takes longer is in test-full
+	$(BIN)/pytest -m "not full" $(ARGS)
+
+.PHONY: test-full
+test-full: lint ## everything
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: clean
+clean: ## remove .venv and caches; data/ and runs/ stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache neuroalign.egg-info

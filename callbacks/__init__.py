@@ -1,0 +1,24 @@
+"""Scores, pictures and checkpoints as Lightning callbacks; the formulas are in ``callbacks.metrics``."""
+
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.encoding import Encoding
+from callbacks.identification import Identification
+from callbacks.record import RunRecord, load_part, print_scores, read_scores, save_part, write_scores
+from callbacks.score import Part, ScoreCallback, average
+from contracts import Score
+
+__all__ = [
+    "Encoding",
+    "Identification",
+    "Part",
+    "RunCheckpoint",
+    "RunRecord",
+    "Score",
+    "ScoreCallback",
+    "average",
+    "load_part",
+    "print_scores",
+    "read_scores",
+    "save_part",
+    "write_scores",
+]

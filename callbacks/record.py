@@ -1,0 +1,156 @@
+"""RunRecord: what a test leaves in the run folder, and reading it back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from callbacks.score import Part, ScoreCallback
+from contracts import DataError, Gallery, Output, Score, ScoreContext
+
+
+class RunRecord(Callback):
+    """After testing, writes ``scores.json`` and ``outputs.safetensors`` into the run folder and prints a table.
+
+    Args:
+        keep_outputs: Whether to keep the gathered outputs, which joining the folds of a cross-validation
+            and reports need.
+    """
+
+    def __init__(self, keep_outputs: bool = True) -> None:
+        self.keep_outputs = keep_outputs
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and print; scores were computed at the end of the epoch."""
+        scored = [callback for callback in trainer.callbacks if isinstance(callback, ScoreCallback)]  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or trainer.fast_dev_run or not scored:
+            return
+        folder = Path(trainer.default_root_dir)
+        scores = [score for callback in scored for score in callback.scores]
+        write_scores(folder / "scores.json", scores)
+        parts = [callback.part for callback in scored if callback.part is not None]
+        if self.keep_outputs and parts:
+            people = parts[0].outputs
+            outputs = {s: {k: v for part in parts for k, v in part.outputs[s].items()} for s in people}
+            save_part(folder / "outputs.safetensors", Part(outputs, parts[0].context))
+        print_scores(scores, title=str(folder))
+
+
+def write_scores(path: Path, scores: Sequence[Score]) -> None:
+    """Write ``scores.json``, a list of scores as plain data, in one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps([score.as_dict() for score in scores], indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read ``scores.json`` back."""
+    return [Score(**entry) for entry in json.loads(path.read_text())]
+
+
+def save_part(path: Path, part: Part) -> None:
+    """Write outputs, galleries and ceilings of a run into one ``.safetensors`` file, in one rename."""
+    context = part.context
+    tensors = {f"output/{s}/{name}": value for s, entries in part.outputs.items() for name, value in entries.items()}
+    for name, gallery in context.galleries.items():
+        for entry in ("embedding", "stimulus", "label"):
+            tensors[f"gallery/{name}/{entry}"] = getattr(gallery, entry)
+    for kind, values in (("ceiling", context.encoding_ceiling), ("oracle", context.oracle)):
+        tensors |= {f"{kind}/{subject}": value for subject, value in values.items()}
+    facts = {
+        "layout": context.layout,
+        "kinds": {name: gallery.kind for name, gallery in context.galleries.items()},
+        "ceiling_reason": context.ceiling_reason,
+        "lineage": list(context.lineage),
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    # a copy each: slices of one tensor share memory, which the format refuses
+    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, partial, {"facts": json.dumps(facts)})
+    os.replace(partial, path)
+
+
+def load_part(path: Path) -> Part:
+    """Read what ``save_part`` wrote.
+
+    Raises:
+        DataError: Missing or damaged file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts: dict[str, Any] = json.loads(file.metadata()["facts"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"cannot read {path}: {error}; test the run again") from error
+    outputs: dict[str, Output] = {}
+    for key in sorted(key for key in tensors if key.startswith("output/")):
+        _, subject, name = key.split("/")
+        outputs.setdefault(subject, {})[name] = tensors[key]
+    galleries = {
+        name: Gallery(*(tensors[f"gallery/{name}/{entry}"] for entry in ("embedding", "stimulus", "label")), kind)
+        for name, kind in facts["kinds"].items()
+    }
+    by_subject = {
+        kind: {name.split("/", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{kind}/")}
+        for kind in ("ceiling", "oracle")
+    }
+    context = ScoreContext(
+        galleries=galleries,
+        layout=facts["layout"],
+        encoding_ceiling=by_subject["ceiling"],
+        oracle=by_subject["oracle"],
+        ceiling_reason=facts["ceiling_reason"],
+        lineage=tuple(facts["lineage"]),
+    )
+    return Part(outputs, context)
+
+
+def print_scores(scores: Iterable[Score], *, title: str, first: Sequence[tuple[str, Sequence[str]]] = ()) -> None:
+    """Print scores as one table, each with chance, interval, p-value and ceiling.
+
+    Args:
+        scores: What to print, in order.
+        title: Above the table.
+        first: Further columns before the others: heading and one entry per score.
+    """
+    scores = list(scores)
+    table = Table(title=title, title_justify="left")
+    for heading, _ in first:
+        table.add_column(heading)
+    for heading in ("subject", "score", "gallery", "protocol"):
+        table.add_column(heading)
+    for heading in ("value", "95 % interval", "chance", "p", "ceiling", "n"):
+        table.add_column(heading, justify="right")
+    notes: dict[str, int] = {}
+    for row, score in enumerate(scores):
+        marks = "".join(f" [{notes.setdefault(note, len(notes) + 1)}]" for note in filter(None, score.note.split("; ")))
+        table.add_row(
+            *(entries[row] for _, entries in first),
+            score.subject,
+            score.name,
+            f"{score.gallery} {score.similarity}".strip(),
+            score.protocol + (" (transductive)" if score.transductive else ""),
+            f"{score.value:.3f}",
+            "-" if score.low is None or score.high is None else f"{score.low:.3f} .. {score.high:.3f}",
+            _number(score.chance),
+            "-" if score.p_value is None else f"{score.p_value:.3f}",
+            _number(score.ceiling),
+            f"{score.n}{marks}".replace("[", r"\["),
+        )
+    console = Console() if Console().is_terminal else Console(width=200)
+    console.print(table)
+    for note, number in notes.items():
+        console.print(rf"\[{number}] {note}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,182 @@
+"""ScoreCallback: from the outputs of all processes to scores, the same for every family of scores."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from lightning import Callback, LightningModule, Trainer
+
+from callbacks.metrics.gather import Outputs
+from contracts import PASSED_THROUGH, ContractError, Output, Score, ScoreContext
+
+
+@dataclass(frozen=True)
+class Part:
+    """The gathered outputs of one run and their context; cross-validation gives one part a fold.
+
+    Attributes:
+        outputs: By person, the entries of the output, ``(n, ...)`` each, sorted by ``row``, without padding.
+        context: What the datamodule said about them.
+    """
+
+    outputs: Mapping[str, Output]
+    context: ScoreContext
+
+
+class ScoreCallback(Callback):
+    """Base of all scores; a subclass says what it ``needs`` and implements ``evaluate``.
+
+    Outputs of all processes are gathered, sorted by ``row`` and scored once, so that 1, 2 and 3 processes
+    agree. ``scores`` and ``part`` hold the latest result. In validation neither p-values nor intervals are
+    computed.
+
+    Attributes:
+        needs: Names of the output that ``evaluate`` reads beside ``PASSED_THROUGH``.
+    """
+
+    needs: ClassVar[frozenset[str]]
+
+    def __init__(self) -> None:
+        self.part: Part | None = None
+        self.scores: list[Score] = []
+        self._context: ScoreContext | None = None
+        self._outputs: Outputs | None = None
+
+    @abstractmethod
+    def evaluate(self, parts: Sequence[Part], *, resample: bool = True) -> list[Score]:
+        """Score the outputs of one run, or of all folds of a cross-validation together.
+
+        Args:
+            parts: One part a run.
+            resample: Whether to compute p-values and intervals.
+
+        Returns:
+            One score per person and quantity.
+        """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compare what the stage gives with what this score needs.
+
+        Raises:
+            ContractError: Something is missing.
+        """
+        provides: Mapping[str, frozenset[str]] = getattr(pl_module, "provides", {})
+        given = provides.get("validation" if stage in ("fit", "validate") else stage, frozenset())
+        missing = sorted(self.needs - given)
+        if missing:
+            raise ContractError(
+                f"{type(self).__name__} needs {', '.join(missing)}, but {type(pl_module).__name__} gives only "
+                f"{', '.join(sorted(given)) or 'nothing'} in {stage}; remove the callback or choose another stage"
+            )
+
+    def _start(self, trainer: Trainer, stage: str) -> None:
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit/test
+        self._context = datamodule.score_context(stage)
+        names = sorted(self.needs | set(PASSED_THROUGH))
+        self._outputs = Outputs(names)
+
+    def _update(self, outputs: Any) -> None:
+        assert self._outputs is not None
+        self._outputs.update(outputs)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert self._outputs is not None
+        assert self._context is not None
+        names = self._context.layout["subjects"]
+        gathered = {names[number]: outputs for number, outputs in self._outputs.compute().items()}
+        self.part = Part(gathered, self._context)
+        self.scores = self.evaluate([self.part], resample=stage == "test")
+        for name, value in log_names(self.scores, stage).items():
+            pl_module.log(name, value, rank_zero_only=True)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask for the context."""
+        self._start(trainer, "validation")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep what is needed of a batch's output."""
+        self._update(outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather, score and log; not in the sanity check before training, which sees a few batches only."""
+        if not trainer.sanity_checking:
+            self._finish(trainer, pl_module, "validation")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask for the context."""
+        self._start(trainer, "test")
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep what is needed of a batch's output."""
+        self._update(outputs)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather, score and log."""
+        self._finish(trainer, pl_module, "test")
+
+
+def subjects_of(parts: Sequence[Part]) -> list[str]:
+    """Names of all people with outputs, in order."""
+    return list(dict.fromkeys(name for part in parts for name in part.outputs))
+
+
+def facts_of(parts: Sequence[Part]) -> dict[str, Any]:
+    """The fields of a score that come from the layout."""
+    layout = parts[0].context.layout
+    return {
+        "protocol": layout["protocol"],
+        "transductive": any(part.context.layout["transductive"] for part in parts),
+    }
+
+
+def average(scores: Sequence[Score]) -> list[Score]:
+    """Average each quantity over people; intervals and p-values belong to one person and are left out.
+
+    Ceilings are averaged where every person has one. A quantity with one person gives nothing.
+    """
+    groups: dict[tuple[str, str, str], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.name, score.gallery, score.similarity), []).append(score)
+    means = []
+    for members in groups.values():
+        if len(members) > 1:
+            means.append(
+                replace(
+                    members[0],
+                    subject="mean",
+                    value=sum(s.value for s in members) / len(members),
+                    low=None,
+                    high=None,
+                    p_value=None,
+                    chance=_mean([s.chance for s in members]),
+                    ceiling=_mean([s.ceiling for s in members]),
+                    n=sum(s.n for s in members),
+                    note=f"mean of {len(members)} people",
+                )
+            )
+    return means
+
+
+def log_names(scores: Sequence[Score], stage: str) -> dict[str, float]:
+    """Names and values for a logger: the mean over people, and each person where there are several."""
+    people = {score.subject for score in scores}
+    logged = {}
+    for score in [*scores, *average(scores)]:
+        name = "/".join(filter(None, (stage, score.gallery.split(" ")[0], score.name)))
+        if score.subject == "mean" or len(people) == 1:
+            logged[name] = score.value
+        else:
+            logged[f"{name}/sub-{score.subject}"] = score.value
+    return logged
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None

@@ -1,0 +1,26 @@
+"""Data sets: one file each, swapped by naming another one in ``--data``."""
+
+from datamodules.core.base import BrainDataModule, Facts, LoaderOptions
+from datamodules.core.download import PublicFile
+from datamodules.core.features import EmbeddingOptions
+from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
+from datamodules.core.samples import SampleOptions
+from datamodules.core.splits import SplitOptions
+from datamodules.miyawaki2008 import Miyawaki2008
+from datamodules.vangerven2010 import VanGerven2010
+
+__all__ = [
+    "BrainDataModule",
+    "EmbeddingOptions",
+    "Facts",
+    "LoaderOptions",
+    "Miyawaki2008",
+    "PublicFile",
+    "Record",
+    "SampleOptions",
+    "SignalAxes",
+    "SplitOptions",
+    "Stimuli",
+    "Trials",
+    "VanGerven2010",
+]

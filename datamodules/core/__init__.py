@@ -1,0 +1,1 @@
+"""The mechanism under every data set; a user chooses from the files one folder up."""

@@ -1,0 +1,404 @@
+"""BrainDataModule: everything between a raw reader and a batch, shared by all data sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from contracts import NO_LABEL, Batch, DataError, Gallery, Layout, Modality, ScoreContext
+from datamodules.core.atomic import build_once
+from datamodules.core.dataset import Residence, SampleDataset
+from datamodules.core.download import PublicFile, fetch
+from datamodules.core.features import EmbeddingOptions, FeatureBank
+from datamodules.core.raw import Record
+from datamodules.core.sampler import BatchSampler
+from datamodules.core.samples import SampleOptions, SubjectSamples, prepare_subject
+from datamodules.core.splits import SPLIT_NAMES, SplitOptions, number_of_folds, split_trials
+from datamodules.core.store import BrainStore, write_store
+from datamodules.core.targets import TargetTransform, fit_target
+
+EVALUATED: Mapping[str, str] = {
+    "validate": "validation",
+    "validation": "validation",
+    "test": "test",
+    "predict": "test",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is declared about a data set, each with its source in the class docstring; tests recompute it.
+
+    Attributes:
+        modality: ``fmri``, ``eeg`` or ``meg``.
+        units: Units of the signals.
+        licence: Licence of the recordings.
+        citation: Paper to cite.
+        subjects: Names of the people.
+        trials: Number of trials by person; empty where it depends on options.
+        stimuli: Number of different pictures; 0 where it depends on options.
+        shape: Shape of one trial by person; empty where it depends on options.
+    """
+
+    modality: Modality
+    units: str
+    licence: str
+    citation: str
+    subjects: tuple[str, ...]
+    trials: Mapping[str, int] = field(default_factory=dict)
+    stimuli: int = 0
+    shape: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How samples are served.
+
+    Attributes:
+        batch_size: Samples per process.
+        residence: Where signals live: ``mmap`` (on disk, mapped), ``ram``, or ``device`` (GPU memory).
+        workers: Processes that prepare batches; 0 is fastest unless pictures are decoded.
+        seed: Seed of the order of training samples.
+    """
+
+    batch_size: int = 64
+    residence: Residence = "mmap"
+    workers: int = 0
+    seed: int = 0
+
+
+class BrainDataModule(LightningDataModule):
+    """Base of all data sets of brain recordings with pictures.
+
+    A subclass sets ``name`` and ``facts`` and implements ``read``; it may list ``files`` that have a public
+    address. Conversion, splits, averaging, normalisation, embeddings, batches and score contexts follow.
+
+    Args:
+        root: Folder of the raw files.
+        stores: Folder for converted data, prepared samples and embeddings.
+        subjects: People to use, in this order; None for all.
+        embedding: The image space.
+        samples: How trials become samples.
+        split: What is for training, validation and testing.
+        loader: How samples are served.
+
+    Raises:
+        DataError: Anything wrong with the files or the options; the message says what to change.
+    """
+
+    name: ClassVar[str]
+    facts: ClassVar[Facts]
+    files: ClassVar[tuple[PublicFile, ...]] = ()
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        stores: str = "data/stores",
+        subjects: list[str] | None = None,
+        embedding: EmbeddingOptions = EmbeddingOptions(),
+        samples: SampleOptions = SampleOptions(),
+        split: SplitOptions = SplitOptions(),
+        loader: LoaderOptions = LoaderOptions(),
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.stores = Path(stores)
+        self.chosen_subjects = subjects
+        self.embedding = embedding
+        self.samples = samples
+        self.split = split
+        self.loader = loader
+
+    # ---- what a data set provides ------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, root: Path) -> Iterator[Record]:
+        """Read the raw files and yield ``Stimuli``, ``SignalAxes`` and ``Trials``, people one after another.
+
+        Args:
+            root: Folder of the raw files; ``self.file(name)`` gives (and fetches) those listed in ``files``.
+        """
+
+    def conversion_options(self) -> dict[str, Any]:
+        """Options that change what ``read`` gives; each combination has its own store."""
+        return {}
+
+    def oracle(self, subject: str, split: str) -> Tensor | None:
+        """Log-likelihoods ``(samples, G)`` of the split's stimuli under a known generating model, or None."""
+        return None
+
+    # ---- the shared chain --------------------------------------------------------------------------
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of ``files``, downloading it where it is missing."""
+        known = {file.name: file for file in self.files}
+        return fetch(self.root, known[name])
+
+    @cached_property
+    def store(self) -> BrainStore:
+        """The converted data set; converts it on first use, one process at a time."""
+        options = self.conversion_options()
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+
+        def convert(folder: Path) -> None:
+            about = {
+                "licence": self.facts.licence,
+                "citation": self.facts.citation,
+                "units": self.facts.units,
+                "conversion_options": options,
+            }
+            records = self.read(self.root)
+            write_store(
+                folder, records, root=self.root, name=self.name, modality=self.facts.modality, about=about
+            )
+
+        folder = build_once(self.stores / (f"{self.name}-{digest}" if options else self.name), convert)
+        return BrainStore(folder, self.root)
+
+    @cached_property
+    def subjects(self) -> list[str]:
+        """Names of the chosen people; the position of a name is the ``subject`` of a batch."""
+        available = self.store.subjects
+        chosen = available if self.chosen_subjects is None else self.chosen_subjects
+        unknown = [name for name in chosen if name not in available]
+        if unknown or not chosen or len(set(chosen)) < len(chosen):
+            raise DataError(
+                f"unknown, repeated or no subjects in {chosen}; {self.name} has {', '.join(available)}; "
+                "change --data.init_args.subjects"
+            )
+        return list(chosen)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Trials of the chosen people, with their ``side``: train, validation or test."""
+        trials = self.store.trials
+        trials = trials[trials["subject"].isin(self.subjects)].copy()
+        trials["side"] = split_trials(trials, self.store.stimuli["class"], self.split)
+        return trials
+
+    @property
+    def folds(self) -> int:
+        """Number of folds of the protocol (1: the data set's own division)."""
+        trials = self.store.trials
+        return number_of_folds(trials[trials["subject"].isin(self.subjects)], self.split)
+
+    @cached_property
+    def prepared(self) -> dict[str, SubjectSamples]:
+        """Samples of each person, cleaned and averaged."""
+        cache = self.stores / "prepared"
+        people = {}
+        for subject in self.subjects:
+            trials = self.trials[self.trials["subject"] == subject]
+            people[subject] = prepare_subject(
+                self.store, subject, trials, trials["side"], self.samples, cache
+            )
+        return people
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """Class names of the data set, sorted; the position of a name is the ``label`` of a batch."""
+        return sorted(set(self.store.stimuli["class"]) - {""})
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Class number of each row of the stimulus table, or ``NO_LABEL``."""
+        position = {name: number for number, name in enumerate(self.classes)} | {"": NO_LABEL}
+        return torch.tensor([position[name] for name in self.store.stimuli["class"]])
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Transformed embedding ``(S, D)`` of each row of the stimulus table."""
+        hashes = self.store.stimuli["sha256"].tolist()
+        raw = self._bank.lookup(hashes)
+        return torch.from_numpy(self._fit_target(raw)(raw))
+
+    @cached_property
+    def _bank(self) -> FeatureBank:
+        bank = FeatureBank(self.stores / "features", self.embedding)
+        bank.build(self.store.stimuli["sha256"].tolist(), self.store.image)
+        return bank
+
+    def _fit_target(self, embedding: np.ndarray[Any, Any]) -> TargetTransform:
+        return fit_target(self.embedding.target, embedding[self._training_stimuli])
+
+    @cached_property
+    def _training_stimuli(self) -> np.ndarray[Any, Any]:
+        training: np.ndarray[Any, Any] = np.sort(
+            self.trials["number"][self.trials["side"] == "train"].unique()
+        )
+        return training
+
+    @cached_property
+    def _training_set(self) -> str:
+        hashes = "".join(self.store.stimuli["sha256"].iloc[self._training_stimuli])
+        return hashlib.sha256(hashes.encode()).hexdigest()[:8]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Shapes and names, known before anything is built; opens the store, or makes it."""
+        axes = {subject: self.store.axes(subject) for subject in self.subjects}
+        first = axes[self.subjects[0]]
+        space = self._bank.space
+        if self.embedding.target not in ("none", "unit"):
+            # a fitted target is a space of its own for each set of training stimuli
+            space += f"|{self.embedding.target}#{self._training_set}"
+        elif self.embedding.target == "unit":
+            space += "|unit"
+        return Layout(
+            modality=self.store.modality,
+            subjects=self.subjects,
+            shape={name: list(person.mean.shape) for name, person in self.prepared.items()},
+            rois={name: person.rois for name, person in self.prepared.items()},
+            channels=list(first.channels),
+            positions=[] if first.positions is None else first.positions.tolist(),
+            sampling_rate=first.sampling_rate,
+            start=first.start,
+            embedding_width=self.targets.shape[1],
+            embedding_space=space,
+            train_samples={name: len(person.rows["train"]) for name, person in self.prepared.items()},
+            classes=self.classes,
+            protocol=self.split.name,
+            training_set=self._training_set,
+            transductive=self.samples.cleaning != "none" and self.samples.cleaning_fit == "all",
+        )
+
+    def dataset(self, split: str) -> SampleDataset:
+        """Return the samples of ``train``, ``validation`` or ``test``; indexing with a tensor gives a batch."""
+        if split not in SPLIT_NAMES:
+            raise DataError(f"split must be one of {', '.join(SPLIT_NAMES)}, found {split!r}")
+        keys = self._batch_keys()
+        return SampleDataset(
+            [self.prepared[name] for name in self.subjects],
+            split,
+            targets=self.targets if "embedding" in keys else None,
+            labels=self.labels,
+            image=self.store.image if "image" in keys else None,
+            residence=self.loader.residence,
+            device=self.trainer.strategy.root_device if self.trainer else torch.device("cpu"),
+        )
+
+    # ---- Lightning ---------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Convert, embed and prepare everything that is missing."""
+        self.layout  # noqa: B018  (the property does the work, once)
+
+    def setup(self, stage: str) -> None:
+        """Refuse a trainer that would replace our samplers, and a stage made for other data."""
+        if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
+            raise DataError(
+                "the trainer would replace our samplers: set trainer.use_distributed_sampler=false "
+                "(every shipped trainer file does)"
+            )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of training samples; in a new order each epoch, unless the stage wants each sample once."""
+        once = self._stage_wants("every_sample_once", False)
+        return self._loader("train", shuffle=not once, drop_last=not once)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Batches of validation samples in a fixed order; none if nothing was set aside."""
+        return self._loader("validation") if self.split.validation else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches of test samples in a fixed order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The same as for testing."""
+        return self._loader("test")
+
+    def _loader(self, split: str, *, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Batch]:
+        dataset = self.dataset(split)
+        sampler = BatchSampler(
+            dataset.group,
+            self.loader.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            seed=self.loader.seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        # batch_size=None: the sampler's tensor goes to the data set as it is, which returns a whole batch
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self.loader.workers,
+            persistent_workers=self.loader.workers > 0,
+        )
+
+    def _batch_keys(self) -> frozenset[str]:
+        keys: frozenset[str] = self._stage_wants("batch_keys", frozenset({"signal", "embedding"}))
+        return keys
+
+    def _stage_wants(self, attribute: str, otherwise: Any) -> Any:
+        """What the attached stage declares (see ``lightning_modules.stage.Stage``), or the usual."""
+        module = self.trainer.lightning_module if self.trainer else None
+        return getattr(module, attribute, otherwise)
+
+    # ---- what scores need --------------------------------------------------------------------------
+
+    def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
+        """Return galleries, ceilings, protocol and layout for scoring a split (contract 3)."""
+        split = EVALUATED[stage]
+        shown = torch.from_numpy(
+            np.unique(np.concatenate([p.stimulus[split] for p in self.prepared.values()]))
+        )
+        known = torch.from_numpy(np.unique(self.trials["number"].to_numpy(np.int64)))
+        galleries = {
+            "test": Gallery(self.targets[shown], shown, self.labels[shown], "image"),
+            "all": Gallery(self.targets[known], known, self.labels[known], "extra"),
+        }
+        centres = self._class_centres(shown)
+        if centres is not None:
+            galleries["class_centres"] = centres
+        ceilings = {s: c for s in self.subjects if (c := self._encoding_ceiling(s, split)) is not None}
+        oracles = {s: o for s in self.subjects if (o := self.oracle(s, split)) is not None}
+        return ScoreContext(
+            galleries=galleries,
+            layout=self.layout,
+            encoding_ceiling=ceilings,
+            oracle=oracles,
+        )
+
+    def _class_centres(self, shown: Tensor) -> Gallery | None:
+        """Mean embedding of the training stimuli of each shown class; None where a class has none (zero-shot)."""
+        training = torch.from_numpy(self._training_stimuli)
+        classes = self.labels[shown].unique()
+        members = [training[self.labels[training] == number] for number in classes]
+        if (classes == NO_LABEL).any() or any(len(member) == 0 for member in members):
+            return None
+        centres = torch.stack([self.targets[member].mean(dim=0) for member in members])
+        return Gallery(centres, classes, classes, "class_centre")
+
+    def _encoding_ceiling(self, subject: str, split: str) -> Tensor | None:
+        """Largest expected correlation, sqrt(s^2 / (s^2 + 1/n)), s = ncsnr, n = repetitions in a sample.
+
+        Allen et al. (2022), Methods; 1/n is averaged where samples hold different numbers of repetitions.
+        """
+        ncsnr = self.store.axes(subject).ncsnr
+        if ncsnr is None:
+            return None
+        person = self.prepared[subject]
+        if self.samples.rois is not None:
+            full = self.store.axes(subject).rois
+            region = np.repeat(list(full), list(full.values()))
+            ncsnr = np.concatenate([ncsnr[region == name] for name in self.samples.rois])
+        noise = np.mean([1 / len(trials) for trials in person.groups[split]])
+        power = torch.from_numpy(ncsnr.astype(np.float64)) ** 2
+        return (power / (power + noise)).sqrt()

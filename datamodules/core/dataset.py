@@ -1,0 +1,128 @@
+"""Whole batches of samples from the prepared signals of one or several people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Int64
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from contracts import PADDING, Batch, DataError
+from datamodules.core.samples import SubjectSamples
+
+Array = np.ndarray[Any, Any]
+Residence = Literal["mmap", "ram", "device"]
+
+
+class SampleDataset(Dataset[Batch]):
+    """Samples of one split, served as batches: ``dataset[numbers]`` is a ``Batch``.
+
+    Sample numbers run over the people in order; ``~i`` gives sample ``i`` marked as padding.
+
+    Args:
+        people: Prepared samples of each person.
+        split: ``train``, ``validation`` or ``test``.
+        targets: ``(S, D)`` embedding of each stimulus, or None to leave ``embedding`` out.
+        labels: ``(S,)`` class number of each stimulus.
+        image: Gives the picture with a stimulus number, or None to leave ``image`` out.
+        residence: ``mmap``, ``ram`` or ``device``.
+        device: Where ``device`` is.
+
+    Raises:
+        DataError: No sample in this split.
+    """
+
+    def __init__(
+        self,
+        people: Sequence[SubjectSamples],
+        split: str,
+        *,
+        targets: Tensor | None,
+        labels: Tensor,
+        image: Callable[[int], Array] | None = None,
+        residence: Residence = "mmap",
+        device: torch.device = torch.device("cpu"),
+    ) -> None:
+        sizes = [len(person.rows[split]) for person in people]
+        if not sum(sizes):
+            raise DataError(f"no samples in split {split!r}; change --data.init_args.split")
+        place = device if residence == "device" else torch.device("cpu")
+        self.signals = [_load(person, split, residence, place) for person in people]
+        self.mean = [torch.from_numpy(person.mean).to(place) for person in people]
+        self.scale = [torch.from_numpy(1 / person.std).to(place) for person in people]
+        self.source = torch.cat([row for _, row in self.signals])
+        self.stimulus = torch.from_numpy(np.concatenate([person.stimulus[split] for person in people]))
+        self.subject = torch.repeat_interleave(torch.arange(len(people)), torch.tensor(sizes))
+        shapes = [tuple(person.mean.shape) for person in people]
+        layouts = {shape: number for number, shape in enumerate(dict.fromkeys(shapes))}
+        self.group: Int64[Tensor, " n"] = torch.tensor([layouts[shape] for shape in shapes])[self.subject]
+        self.targets = None if targets is None else targets.to(place)
+        self.labels = labels
+        self.image = image
+        self.place = place
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.stimulus)
+
+    def __getitem__(self, numbers: Tensor) -> Batch:
+        """Return the batch of some sample numbers, all of people of one layout.
+
+        Args:
+            numbers: ``(B,)`` int64.
+        """
+        real = torch.where(numbers < 0, ~numbers, numbers)
+        stimulus = self.stimulus[real]
+        subject = self.subject[real]
+        batch = Batch(
+            signal=self._signal(real, subject),
+            stimulus=stimulus,
+            label=self.labels[stimulus],
+            subject=subject,
+            row=torch.where(numbers < 0, PADDING, numbers),
+        )
+        if self.targets is not None:
+            batch["embedding"] = self.targets.index_select(0, stimulus.to(self.place))
+        if self.image is not None:
+            batch["image"] = self._images(stimulus)
+        return batch
+
+    def _signal(self, real: Tensor, subject: Tensor) -> Tensor:
+        people = subject.unique().tolist()
+        if len(people) == 1:
+            return self._person(people[0], real)
+        parts = {person: torch.nonzero(subject == person).flatten() for person in people}
+        signal = torch.empty(len(real), *self.mean[people[0]].shape, device=self.place)
+        for person, rows in parts.items():
+            signal[rows.to(self.place)] = self._person(person, real[rows])
+        return signal
+
+    def _person(self, person: int, real: Tensor) -> Tensor:
+        stored, _ = self.signals[person]
+        signal = stored.index_select(0, self.source[real].to(self.place)).float()
+        return signal.sub_(self.mean[person]).mul_(self.scale[person])
+
+    def _images(self, stimulus: Tensor) -> Tensor:
+        assert self.image is not None
+        images = [torch.from_numpy(self.image(number)) for number in stimulus.tolist()]
+        if len({image.shape for image in images}) > 1:
+            raise DataError("pictures of different sizes cannot share a batch; resize them in the reader")
+        return rearrange(torch.stack(images), "b h w c -> b c h w").contiguous()
+
+
+def _load(
+    person: SubjectSamples, split: str, residence: Residence, place: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the signals to index, and the row of each sample in them."""
+    rows = torch.from_numpy(person.rows[split])
+    if residence == "mmap":
+        # copy-on-write: torch wants writable memory, the file must never change
+        path = person.signal.filename  # type: ignore[attr-defined]  # numpy.memmap
+        return torch.from_numpy(np.load(path, mmap_mode="c")), rows
+    signal = torch.from_numpy(person.signal[person.rows[split]])
+    return signal.to(place), torch.arange(len(rows))

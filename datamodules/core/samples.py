@@ -1,0 +1,300 @@
+"""From trials to samples, in this order: cleaning within a session, averaging of repetitions, normalisation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from rich.progress import track
+from torch import Tensor
+
+from contracts import DataError
+from datamodules.core.atomic import build_once
+from datamodules.core.readers import load_npy, load_npz
+from datamodules.core.splits import SPLIT_NAMES
+from datamodules.core.store import BrainStore, group_rows
+
+Array = np.ndarray[Any, Any]
+Average = int | Literal["all"]
+CHUNK = 256
+"""Trials that are read, cleaned and averaged at a time; bounds the memory of a conversion."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """How trials become samples.
+
+    Attributes:
+        cleaning: ``zscore_session`` or ``zscore_run``: each feature to mean 0 and SD 1 within a session (or
+            run of a session), which removes differences in gain between them; ``none``.
+        cleaning_fit: ``train``: statistics from the session's training trials only; a session without any
+            is refused. ``all``: from all of its trials, which marks the scores as transductive.
+        average_train: Training trials of a stimulus to average into one sample, in order of acquisition;
+            1 keeps single trials, ``all`` averages all there are.
+        average_test: The same for validation and test.
+        normalise: ``zscore``: each feature to mean 0 and SD 1 over the averaged training samples; ``none``.
+        rois: Regions to keep, in this order; None for all.
+        bad_features: What to do with features that hold NaN or are constant: ``refuse``, or ``zero`` to make
+            them 0 in every sample, so that they say nothing.
+    """
+
+    cleaning: Literal["none", "zscore_session", "zscore_run"] = "none"
+    cleaning_fit: Literal["train", "all"] = "train"
+    average_train: Average = 1
+    average_test: Average = "all"
+    normalise: Literal["none", "zscore"] = "zscore"
+    rois: list[str] | None = None
+    bad_features: Literal["refuse", "zero"] = "refuse"
+
+
+@dataclass(frozen=True)
+class SubjectSamples:
+    """One person's samples of all splits, on disk, with the statistics that normalise them.
+
+    Attributes:
+        signal: ``(M, V)`` or ``(M, C, T)`` memory map, cleaned and averaged but not yet normalised.
+        rows: For each split, the rows of ``signal`` that are its samples.
+        groups: For each split, the trials (rows of the person's signals) averaged into each sample.
+        stimulus: For each split, the stimulus number of each sample.
+        mean: ``(V,)`` or ``(C, T)`` float32 over training samples.
+        std: The same shape, 1 where not normalised.
+        rois: Name -> number of voxels among those kept.
+    """
+
+    signal: Array
+    rows: dict[str, Array]
+    groups: dict[str, list[Array]]
+    stimulus: dict[str, Array]
+    mean: Array
+    std: Array
+    rois: dict[str, int]
+
+
+def prepare_subject(
+    store: BrainStore,
+    subject: str,
+    trials: pd.DataFrame,
+    split: pd.Series[str],
+    options: SampleOptions,
+    cache: Path,
+) -> SubjectSamples:
+    """Clean, average and fit the normalisation of one person; results are kept in ``cache``.
+
+    Args:
+        store: The data set.
+        subject: The person.
+        trials: The person's rows of the trial table.
+        split: ``train``, ``validation`` or ``test`` of each of them.
+        options: What to do.
+        cache: Folder of prepared samples; each combination of options and split has its own subfolder.
+
+    Raises:
+        DataError: NaN or constant features, a session without training trials, unknown regions.
+    """
+    raw = store.signals(subject)
+    groups = {name: _groups(trials[split == name], options, training=name == "train") for name in SPLIT_NAMES}
+    keep, rois = _regions(store, subject, options)
+    bad = np.asarray(store.description["bad_features"][subject], np.int64)
+    if len(bad) and options.bad_features == "refuse":
+        raise DataError(
+            f"sub-{subject}: {len(bad)} of {raw[0].size} features hold NaN or infinite values (the first is "
+            f"{bad[0]}); mend the recording or set --data.init_args.samples.bad_features=zero"
+        )
+    single = all(len(trial) == 1 for group in groups.values() for trial in group)
+    as_stored = options.cleaning == "none" and keep is None and not len(bad) and single
+    facts = {
+        "store": store.folder.name,
+        "checksum": store.description["checksums"][f"sub-{subject}_signals.npy"],
+        "subject": subject,
+        "options": asdict(options),
+        "trials": hashlib.sha256(
+            repr([[t.tolist() for t in groups[name]] for name in SPLIT_NAMES]).encode()
+        ).hexdigest(),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def build(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
+        flat = [trial for name in SPLIT_NAMES for trial in groups[name]]
+        if as_stored:
+            signal = raw
+        else:
+            clean = _Cleaning.fit(raw, trials, split, options, subject)
+            _write_samples(folder / "signal.npy", raw, flat, clean, keep, label=f"sub-{subject}")
+            signal = load_npy(folder / "signal.npy", mmap=True)
+        rows = _rows(groups, as_stored)["train"]
+        mean, std = _statistics(signal, rows)
+        _check_features(subject, mean, std, options)
+        np.savez(folder / "statistics.npz", mean=mean, std=std)
+
+    folder = build_once(cache / f"sub-{subject}-{digest}", build)
+    statistics = load_npz(folder / "statistics.npz", ["mean", "std"])
+    signal = raw if as_stored else load_npy(folder / "signal.npy", mmap=True)
+    mean, std = statistics["mean"], statistics["std"]
+    if options.normalise == "none":
+        mean, std = np.zeros_like(mean), np.ones_like(std)
+    else:
+        std = np.where(std > _resolution(mean), std, np.float32(np.inf))  # constant: 0 in every sample
+    numbers = trials.set_index("index")["number"]
+    return SubjectSamples(
+        signal=signal,
+        rows=_rows(groups, as_stored),
+        groups=groups,
+        stimulus={name: numbers.loc[[t[0] for t in g]].to_numpy(np.int64) for name, g in groups.items()},
+        mean=mean,
+        std=std,
+        rois=rois,
+    )
+
+
+def _groups(trials: pd.DataFrame, options: SampleOptions, *, training: bool) -> list[Array]:
+    """The trials averaged into each sample: groups of ``average`` repetitions in order of acquisition."""
+    average = options.average_train if training else options.average_test
+    if average != "all" and average < 1:
+        raise DataError(
+            f"samples.average_{'train' if training else 'test'} must be 'all' or at least 1, found {average}"
+        )
+    index = trials["index"].to_numpy(np.int64)
+    groups: list[Array] = []
+    for rows in group_rows(trials["number"]).values():
+        size = len(rows) if average == "all" else average
+        groups.extend(index[rows[start : start + size]] for start in range(0, len(rows), size))
+    return groups
+
+
+def _rows(groups: dict[str, list[Array]], as_stored: bool) -> dict[str, Array]:
+    if as_stored:
+        return {name: np.array([t[0] for t in group], np.int64) for name, group in groups.items()}
+    ends = np.cumsum([len(groups[name]) for name in SPLIT_NAMES])
+    return {
+        name: np.arange(end - len(groups[name]), end) for name, end in zip(SPLIT_NAMES, ends, strict=True)
+    }
+
+
+def _regions(store: BrainStore, subject: str, options: SampleOptions) -> tuple[Array | None, dict[str, int]]:
+    """Voxels of the chosen regions (None: all), and the sizes of these regions."""
+    rois = store.axes(subject).rois
+    if options.rois is None:
+        return None, rois
+    unknown = sorted(set(options.rois) - set(rois))
+    if unknown or not options.rois:
+        raise DataError(
+            f"sub-{subject}: no region {', '.join(unknown) or '(empty list)'}; it has {', '.join(rois) or 'none'}; "
+            "change --data.init_args.samples.rois"
+        )
+    region = np.repeat(list(rois), list(rois.values()))
+    keep = np.concatenate([np.flatnonzero(region == name) for name in options.rois])
+    return keep, {name: rois[name] for name in options.rois}
+
+
+@dataclass(frozen=True)
+class _Cleaning:
+    """Mean and SD of each session, and the session of each trial; None where nothing is cleaned."""
+
+    session: Array
+    mean: Array
+    std: Array
+
+    @classmethod
+    def fit(
+        cls, raw: Array, trials: pd.DataFrame, split: pd.Series[str], options: SampleOptions, subject: str
+    ) -> _Cleaning | None:
+        if options.cleaning == "none":
+            return None
+        names = (
+            trials["session"]
+            if options.cleaning == "zscore_session"
+            else trials["session"] + "/" + trials["run"]
+        )
+        session = np.empty(len(raw), np.int64)
+        index = trials["index"].to_numpy(np.int64)
+        fitted = []
+        for number, (name, rows) in enumerate(group_rows(names).items()):
+            session[index[rows]] = number
+            used = rows if options.cleaning_fit == "all" else rows[(split.to_numpy()[rows] == "train")]
+            if len(used) < 2:
+                raise DataError(
+                    f"sub-{subject}: {options.cleaning.removeprefix('zscore_')} {name} has {len(used)} training trials, "
+                    "too few to fit the cleaning; set --data.init_args.samples.cleaning_fit=all (scores are then "
+                    "marked as transductive) or cleaning=none"
+                )
+            fitted.append(_statistics(raw, index[used]))
+        mean, std = (np.stack(values) for values in zip(*fitted, strict=True))
+        # a feature that is constant within a session carries nothing there; it becomes 0 instead of NaN
+        return cls(session, mean, np.where(std > _resolution(mean), std, np.float32(np.inf)))
+
+    def __call__(self, signal: Array, trials: Array) -> Array:
+        session = self.session[trials]
+        return (signal - self.mean[session]) / self.std[session]
+
+
+def _write_samples(
+    path: Path,
+    raw: Array,
+    groups: Sequence[Array],
+    clean: _Cleaning | None,
+    keep: Array | None,
+    *,
+    label: str,
+) -> None:
+    shape = raw.shape[1:] if keep is None else (len(keep),)
+    out = np.lib.format.open_memmap(path, "w+", np.float32, (len(groups), *shape))
+    # cut so that a chunk holds about CHUNK trials, however many repetitions a sample averages
+    ends = np.cumsum([len(trials) for trials in groups])
+    parts = np.split(np.arange(len(groups)), np.flatnonzero(np.diff(ends // CHUNK)) + 1)
+    for part in track(parts, description=f"averaging {label}", transient=True):
+        chunk = [groups[i] for i in part]
+        trials = np.concatenate(chunk)
+        signal = raw[trials].astype(np.float32)
+        signal = signal if clean is None else clean(signal, trials)
+        signal = signal if keep is None else signal[:, keep]
+        lengths = np.array([len(t) for t in chunk])
+        sums = np.add.reduceat(signal, np.cumsum(lengths) - lengths, axis=0, dtype=np.float64)
+        # what is not finite here belongs to features that the options allow to be zero
+        mean = np.nan_to_num(sums / lengths.reshape(-1, *[1] * len(shape)), nan=0.0, posinf=0.0, neginf=0.0)
+        out[part[0] : part[-1] + 1] = mean
+    out.flush()
+
+
+def _statistics(signal: Array, rows: Array) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """Mean and SD of each feature over some rows, float32; one pass, merged as in Chan et al. (1979)."""
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in _chunks(signal, rows):
+        n = len(part)
+        variance, average = torch.var_mean(part, dim=0, correction=0)
+        delta = average.double() - mean
+        squares = squares + variance.double() * n + delta**2 * (count * n / (count + n))
+        mean = mean + delta * (n / (count + n))
+        count += n
+    return mean.float().numpy(), (squares / max(count, 1)).sqrt().float().numpy()
+
+
+def _chunks(signal: Array, rows: Array) -> Iterator[Tensor]:
+    for start in range(0, len(rows), CHUNK):
+        yield torch.from_numpy(np.asarray(signal[rows[start : start + CHUNK]], np.float32))
+
+
+def _resolution(mean: Array) -> Array:
+    """SD below which a float32 feature around ``mean`` is constant but for rounding."""
+    return np.float32(1e-6) * np.abs(mean) + np.finfo(np.float32).tiny
+
+
+def _check_features(subject: str, mean: Array, std: Array, options: SampleOptions) -> None:
+    if not np.isfinite(std).all():
+        count = int((~np.isfinite(std)).sum())
+        raise DataError(f"sub-{subject}: {count} features of the training samples are NaN or infinite")
+    constant = np.flatnonzero(std <= _resolution(mean))
+    if options.normalise != "none" and options.bad_features == "refuse" and len(constant):
+        raise DataError(
+            f"sub-{subject}: {len(constant)} of {std.size} features are constant over the training samples (the first "
+            f"is {constant[0]}); mend the recording or set --data.init_args.samples.bad_features=zero"
+        )

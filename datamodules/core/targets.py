@@ -1,0 +1,87 @@
+"""Target transforms: what is done to embeddings before a stage sees them, fitted on training stimuli."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.decomposition import PCA
+
+from contracts import DataError
+
+Array = np.ndarray[Any, Any]
+_PCA = re.compile(r"pca\((\d+)(?:,\s*(whiten))?\)")
+
+
+@dataclass(frozen=True)
+class TargetTransform:
+    """A fitted transform: an optional normalisation to length 1 and affine steps, in order.
+
+    Attributes:
+        steps: ``("unit",)`` or ``("affine", offset (D,), matrix (D, K) or scale (D,))``.
+    """
+
+    steps: tuple[tuple[Any, ...], ...] = ()
+
+    def __call__(self, embedding: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+        """Transform embeddings ``(N, D)`` to targets ``(N, K)``, float32."""
+        x = embedding.astype(np.float64)
+        for kind, *values in self.steps:
+            if kind == "unit":
+                x = x / np.linalg.norm(x, axis=1, keepdims=True)
+            else:
+                offset, factor = values
+                x = (x - offset) @ factor if factor.ndim == 2 else (x - offset) * factor
+        return x.astype(np.float32)
+
+
+def fit_target(spec: str, embedding: Float[np.ndarray, "n d"]) -> TargetTransform:
+    """Fit a target transform on the embeddings of the training stimuli ``(N, D)``, each stimulus once.
+
+    Args:
+        spec: ``none``, ``unit`` (length 1), ``center``, ``zscore`` (constant dimensions become 0),
+            ``pca(k)`` (the first k principal components), ``pca(k, whiten)`` (scaled to variance 1), or
+            several joined by ``|``.
+        embedding: Embeddings to fit on.
+
+    Raises:
+        DataError: An unknown name, or more components than the training stimuli allow.
+    """
+    transform = TargetTransform()
+    for name in (part.strip() for part in spec.split("|")):
+        x = transform(embedding).astype(np.float64)
+        transform = TargetTransform((*transform.steps, *_fit_step(name, x)))
+    return transform
+
+
+def _fit_step(name: str, x: Array) -> tuple[tuple[Any, ...], ...]:
+    if name == "none":
+        return ()
+    if name == "unit":
+        return (("unit",),)
+    mean = x.mean(axis=0)
+    if name == "center":
+        return (("affine", mean, np.ones_like(mean)),)
+    if name == "zscore":
+        std = x.std(axis=0)
+        varies = std > 1e-6 * np.abs(x).max()
+        return (("affine", mean, np.where(varies, 1 / np.where(varies, std, 1), 0)),)
+    match = _PCA.fullmatch(name)
+    if match is None:
+        raise DataError(
+            f"target transform {name!r} is not one of none, unit, center, zscore, pca(k), pca(k, whiten); "
+            "change --data.init_args.embedding.target"
+        )
+    components = int(match[1])
+    rank = min(x.shape[0] - 1, x.shape[1])
+    if components > rank:
+        raise DataError(
+            f"target {name!r}: {x.shape[0]} training stimuli of {x.shape[1]} numbers allow {rank} components, "
+            f"asked for {components}; change --data.init_args.embedding.target"
+        )
+    pca = PCA(components, svd_solver="full").fit(x)
+    scale = 1 / np.sqrt(pca.explained_variance_) if match[2] else np.ones(components)
+    return (("affine", mean, pca.components_.T * scale),)

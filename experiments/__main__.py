@@ -1,0 +1,5 @@
+"""``python -m experiments`` is ``neuroalign``."""
+
+from experiments.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Plain torch under the stages: no Lightning, no files."""

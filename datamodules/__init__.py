@@ -7,6 +7,7 @@ from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
 from datamodules.core.samples import SampleOptions
 from datamodules.core.splits import SplitOptions
 from datamodules.miyawaki2008 import Miyawaki2008
+from datamodules.phantom import Phantom, PhantomOptions
 from datamodules.vangerven2010 import VanGerven2010
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Facts",
     "LoaderOptions",
     "Miyawaki2008",
+    "Phantom",
+    "PhantomOptions",
     "PublicFile",
     "Record",
     "SampleOptions",

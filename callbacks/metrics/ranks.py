@@ -37,7 +37,7 @@ def _log_choose(n: Tensor, k: Tensor) -> Tensor:
     return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
-def top_k(ranks: Ranks, k: int) -> Float[Tensor, "..."]:
+def top_k(ranks: Ranks, k: int) -> Float[Tensor, " ..."]:
     """Probability that a right item is among the k most similar ones, tied items in random order.
 
     With b better and t tied items, m right ones and j = k - b places left it is 1 - C(t, j) / C(t + m, j);
@@ -65,7 +65,7 @@ def top_k(ranks: Ranks, k: int) -> Float[Tensor, "..."]:
     return torch.where(left > tied, 1.0, 1 - torch.where(left == 0, 1.0, miss))
 
 
-def two_way(ranks: Ranks) -> Float[Tensor, "..."]:
+def two_way(ranks: Ranks) -> Float[Tensor, " ..."]:
     """Share of distractors less similar than the right item, a tie counting one half.
 
     1 - (b + t/2) / (N - 1): the exact all-pairs version of the two-way identification, equal to the area
@@ -84,7 +84,7 @@ def two_way(ranks: Ranks) -> Float[Tensor, "..."]:
     return 1 - (ranks.better + 0.5 * ranks.tied) / (ranks.size - 1.0)
 
 
-def n_way(ranks: Ranks, n: int, k: int = 1) -> Float[Tensor, "..."]:
+def n_way(ranks: Ranks, n: int, k: int = 1) -> Float[Tensor, " ..."]:
     """Probability that at most k - 1 of n - 1 random distractors beat the right item.
 
     The distractors are drawn without replacement from the other N - 1 items, so that the number X of better
@@ -123,7 +123,7 @@ def _n_way_one_size(better: Tensor, tied: Tensor, size: int, n: int, k: int) -> 
 
 
 @lru_cache(maxsize=64)
-def n_way_cumulative(size: int, n: int, k: int) -> Float[Tensor, "places"]:
+def n_way_cumulative(size: int, n: int, k: int) -> Float[Tensor, " places"]:
     """Running sum over r of the n-way score with r better items: entry i sums over r = 0 .. i - 1.
 
     Args:
@@ -186,8 +186,8 @@ CHANCE_TWO_WAY = 0.5
 
 
 def classifier_n_way(
-    logits: Float[Tensor, "n classes"], true_class: Int[Tensor, "n"], n: int, k: int = 1
-) -> Float[Tensor, "n"]:
+    logits: Float[Tensor, "n classes"], true_class: Int[Tensor, " n"], n: int, k: int = 1
+) -> Float[Tensor, " n"]:
     """n-way top-k accuracy of a classifier, in closed form instead of random draws of distractor classes.
 
     The score of MinD-Vis and LEA: a classifier looks at a generated image, the true class is what it sees in

@@ -77,7 +77,7 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float,
 
 
 def share_interval(
-    value: float, bootstrap: Float[Tensor, "b"], stimuli: int, confidence: float
+    value: float, bootstrap: Float[Tensor, " b"], stimuli: int, confidence: float
 ) -> tuple[float, float]:
     """Interval of a score in 0..1: Wilson's, with the effective size that the bootstrap error implies.
 
@@ -101,7 +101,7 @@ def share_interval(
     return wilson(value * n, n, confidence)
 
 
-def centred_interval(value: float, bootstrap: Float[Tensor, "b"], confidence: float) -> tuple[float, float]:
+def centred_interval(value: float, bootstrap: Float[Tensor, " b"], confidence: float) -> tuple[float, float]:
     """Percentile interval with the bias of the bootstrap removed: value + quantile - mean.
 
     Args:
@@ -117,8 +117,8 @@ def centred_interval(value: float, bootstrap: Float[Tensor, "b"], confidence: fl
     return value + float(low), value + float(high)
 
 
-def permutation_p(value: float, permuted: Float[Tensor, "p"]) -> float:
-    """p = (1 + #{permuted >= value}) / (P + 1), never zero (Phipson & Smyth 2010)."""
+def permutation_p(value: float, permuted: Float[Tensor, " p"]) -> float:
+    """Return p = (1 + #{permuted >= value}) / (P + 1), never zero (Phipson & Smyth 2010)."""
     return (1 + int((permuted >= value - EXACT).sum())) / (len(permuted) + 1)
 
 

@@ -1,0 +1,40 @@
+"""Scores: pure functions, and torchmetrics around them; no Lightning, no files."""
+
+from callbacks.metrics.galleries import Block, rank_queries
+from callbacks.metrics.identification import identification
+from callbacks.metrics.pearson import encoding, pearson
+from callbacks.metrics.published import clip_correlation, one_permutation_two_way
+from callbacks.metrics.ranks import (
+    CHANCE_TWO_WAY,
+    Ranks,
+    chance_n_way,
+    chance_top_k,
+    classifier_n_way,
+    n_way,
+    top_k,
+    two_way,
+)
+from callbacks.metrics.resampling import Estimate, wilson
+from callbacks.metrics.stateful import IdentificationMetric, PearsonMetric
+
+__all__ = [
+    "CHANCE_TWO_WAY",
+    "Block",
+    "Estimate",
+    "IdentificationMetric",
+    "PearsonMetric",
+    "Ranks",
+    "chance_n_way",
+    "chance_top_k",
+    "classifier_n_way",
+    "clip_correlation",
+    "encoding",
+    "identification",
+    "n_way",
+    "one_permutation_two_way",
+    "pearson",
+    "rank_queries",
+    "top_k",
+    "two_way",
+    "wilson",
+]

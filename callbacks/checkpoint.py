@@ -49,18 +49,18 @@ class RunCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the finished model and give it its final name; not reached when the fit fails or is killed."""
         self._save(trainer)
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = Path(trainer.default_root_dir)
             os.replace(folder / "last.ckpt", folder / "final.ckpt")
         trainer.strategy.barrier()
 
     def _save(self, trainer: Trainer) -> None:
         self._saved_at = time.monotonic()
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         last = Path(trainer.default_root_dir) / "last.ckpt"
         partial = last.with_name(".last.ckpt.partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             with partial.open("rb+") as stream:
                 os.fsync(stream.fileno())

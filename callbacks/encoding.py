@@ -26,9 +26,7 @@ class Encoding(ScoreCallback):
 
     needs = frozenset({"signal", "predicted_signal"})
 
-    def __init__(
-        self, threshold: float = 0.3, permutations: int = 999, bootstraps: int = 1000, seed: int = 0
-    ) -> None:
+    def __init__(self, threshold: float = 0.3, permutations: int = 999, bootstraps: int = 1000, seed: int = 0) -> None:
         super().__init__()
         self.threshold = threshold
         self.permutations = permutations

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.metrics import Block, Estimate, identification
 from callbacks.score import Part, ScoreCallback, facts_of, subjects_of
@@ -61,6 +62,12 @@ class Identification(ScoreCallback):
         scores: list[Score] = []
         for name in self.galleries:
             galleries = _joint_galleries(parts, name)
+            if len(galleries[0].stimulus) < 2:
+                # one fold of leave-one-picture-out; joining the folds gives a gallery of all
+                rank_zero_warn(
+                    f"gallery {name!r} holds a single item, so there is nothing to identify in this run alone"
+                )
+                continue
             for subject in subjects_of(parts):
                 blocks = [
                     _block(part.outputs[subject], gallery)
@@ -133,7 +140,12 @@ def _joint_galleries(parts: Sequence[Part], name: str) -> list[Gallery]:
         everything = part.context.galleries["all"]
         mine = torch.isin(everything.stimulus, shown)
         joint.append(
-            Gallery(everything.embedding[mine], everything.stimulus[mine], everything.label[mine], galleries[0].kind)
+            Gallery(
+                everything.embedding[mine],
+                everything.stimulus[mine],
+                everything.label[mine],
+                galleries[0].kind,
+            )
         )
     return joint
 

@@ -32,7 +32,7 @@ class RunRecord(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print; scores were computed at the end of the epoch."""
         scored = [callback for callback in trainer.callbacks if isinstance(callback, ScoreCallback)]  # type: ignore[attr-defined]
-        if not trainer.is_global_zero or trainer.fast_dev_run or not scored:
+        if not trainer.is_global_zero or trainer.fast_dev_run or not scored:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir)
         scores = [score for callback in scored for score in callback.scores]
@@ -75,7 +75,11 @@ def save_part(path: Path, part: Part) -> None:
     }
     partial = path.with_name(f".{path.name}.partial")
     # a copy each: slices of one tensor share memory, which the format refuses
-    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, partial, {"facts": json.dumps(facts)})
+    save_file(
+        {name: value.clone().contiguous() for name, value in tensors.items()},
+        partial,
+        {"facts": json.dumps(facts)},
+    )
     os.replace(partial, path)
 
 
@@ -96,7 +100,12 @@ def load_part(path: Path) -> Part:
         _, subject, name = key.split("/")
         outputs.setdefault(subject, {})[name] = tensors[key]
     galleries = {
-        name: Gallery(*(tensors[f"gallery/{name}/{entry}"] for entry in ("embedding", "stimulus", "label")), kind)
+        name: Gallery(
+            embedding=tensors[f"gallery/{name}/embedding"],
+            stimulus=tensors[f"gallery/{name}/stimulus"],
+            label=tensors[f"gallery/{name}/label"],
+            kind=kind,
+        )
         for name, kind in facts["kinds"].items()
     }
     by_subject = {

@@ -144,24 +144,22 @@ def average(scores: Sequence[Score]) -> list[Score]:
     groups: dict[tuple[str, str, str], list[Score]] = {}
     for score in scores:
         groups.setdefault((score.name, score.gallery, score.similarity), []).append(score)
-    means = []
-    for members in groups.values():
-        if len(members) > 1:
-            means.append(
-                replace(
-                    members[0],
-                    subject="mean",
-                    value=sum(s.value for s in members) / len(members),
-                    low=None,
-                    high=None,
-                    p_value=None,
-                    chance=_mean([s.chance for s in members]),
-                    ceiling=_mean([s.ceiling for s in members]),
-                    n=sum(s.n for s in members),
-                    note=f"mean of {len(members)} people",
-                )
-            )
-    return means
+    return [
+        replace(
+            members[0],
+            subject="mean",
+            value=sum(score.value for score in members) / len(members),
+            low=None,
+            high=None,
+            p_value=None,
+            chance=_mean([score.chance for score in members]),
+            ceiling=_mean([score.ceiling for score in members]),
+            n=sum(score.n for score in members),
+            note=f"mean of {len(members)} people",
+        )
+        for members in groups.values()
+        if len(members) > 1
+    ]
 
 
 def log_names(scores: Sequence[Score], stage: str) -> dict[str, float]:

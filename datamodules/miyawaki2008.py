@@ -52,7 +52,10 @@ class Miyawaki2008(BrainDataModule):
         require_shape(f"{path}: I2", content["I2"], (100, len(signal)))
         # MATLAB wrote each picture column by column; equal pixels are the same picture
         images, first, picture = np.unique(
-            (pixels > 0).reshape(-1, 10, 10).transpose(0, 2, 1), axis=0, return_index=True, return_inverse=True
+            (pixels > 0).reshape(-1, 10, 10).transpose(0, 2, 1),
+            axis=0,
+            return_index=True,
+            return_inverse=True,
         )
         order = np.argsort(first)
         number = np.argsort(order)[picture.reshape(-1)]

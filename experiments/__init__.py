@@ -1,0 +1,1 @@
+"""Running things: the command line, grids of runs, conversion, benchmarks."""

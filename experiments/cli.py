@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from jsonargparse import set_loader
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks import RunCheckpoint, RunRecord
 from contracts import ContractError, DataError
@@ -80,7 +84,9 @@ def import_file_class(text: str) -> str:
 def _import_file_classes(config: Any) -> Any:
     if isinstance(config, dict):
         return {
-            key: import_file_class(value) if key == "class_path" and isinstance(value, str) else _import_file_classes(value)
+            key: import_file_class(value)
+            if key == "class_path" and isinstance(value, str)
+            else _import_file_classes(value)
             for key, value in config.items()
         }
     return [_import_file_classes(value) for value in config] if isinstance(config, list) else config
@@ -120,14 +126,15 @@ def _known_names() -> list[str]:
     import lightning_modules
 
     classes = {
-        name: getattr(package, name) for package in (callbacks, datamodules, lightning_modules) for name in package.__all__
+        name: getattr(package, name)
+        for package in (callbacks, datamodules, lightning_modules)
+        for name in package.__all__
     }
     names = set(classes)
     for kind in (*classes.values(), Trainer, RunOptions):
         if isinstance(kind, type):
-            names |= set(getattr(kind, "__dataclass_fields__", {}))
-            names |= set(kind.__init__.__code__.co_varnames) if hasattr(kind.__init__, "__code__") else set()
-    return sorted(names - {"self"})
+            names |= set(inspect.signature(kind).parameters)
+    return sorted(names)
 
 
 class CLI(LightningCLI):
@@ -177,8 +184,11 @@ class CLI(LightningCLI):
         config.weights_only = True
         if self.subcommand == "fit":
             config.ckpt_path = self._start_of_fit(config)
-        elif config.ckpt_path is None:
+        elif config.ckpt_path is None and not config.trainer.fast_dev_run:
             config.ckpt_path = str(self._final())
+        if self.subcommand in ("validate", "test"):
+            # our table says more than Lightning's
+            config.verbose = False
 
     def _start_of_fit(self, config: Any) -> str | None:
         final, last = self.folder / "final.ckpt", self.folder / "last.ckpt"
@@ -208,7 +218,7 @@ class CLI(LightningCLI):
         if any(isinstance(logger, WandbLogger) for logger in loggers):
             _work_offline_without_login()
         if not trainer_config["fast_dev_run"]:
-            loggers = [*loggers, CSVLogger(self.folder, name="", version="")]
+            loggers = [*loggers, CSVLogger(self.folder, name="csv", version=self.subcommand)]
         self.trainer_defaults["callbacks"] = [RunCheckpoint(), RunRecord()]
         return super().instantiate_trainer(**kwargs, logger=loggers or False)
 
@@ -217,7 +227,7 @@ class _SaveRunConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run folder, one file a command."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        self.config_filename = f"config_{stage}.yaml"
+        self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
@@ -282,7 +292,10 @@ def _work_offline_without_login() -> None:
 
     if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
         os.environ["WANDB_MODE"] = "offline"
-        print("Weights & Biases: not logged in, so this run is kept offline (wandb sync uploads it)", file=sys.stderr)
+        print(
+            "Weights & Biases: not logged in, so this run is kept offline (wandb sync uploads it)",
+            file=sys.stderr,
+        )
 
 
 def run(args: Sequence[str]) -> CLI:
@@ -298,11 +311,30 @@ def _import_argument(word: str) -> str:
     return f"{flag}={import_file_class(value)}" if equals and flag.startswith("-") else import_file_class(word)
 
 
+def _quiet() -> None:
+    """Silence what third parties say on every run and a user can do nothing about; all else is shown."""
+    for message in (
+        # torch calls its own deprecated class inside Lightning
+        ".*isinstance.treespec, LeafSpec.*",
+        # one logger folder a command is meant to be replaced by the next run of it
+        "Experiment logs directory .* exists and is not empty.*",
+        # no validation set, as configured
+        "Total length of `list` across ranks is zero.*",
+        # closed-form stages have few batches, and read whole batches in the main process
+        "The number of training batches .* is smaller than the logging interval.*",
+        "The '.*_dataloader' does not have many workers.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    # an advertisement
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of ``neuroalign``: errors of data and contracts are one line, without a traceback."""
     words = list(sys.argv[1:] if args is None else args)
     # float32 matrix products in full precision on every device: scores must not depend on the GPU
     torch.set_float32_matmul_precision("highest")
+    _quiet()
     try:
         if words and words[0] in ("convert", "grid"):
             from experiments import convert, grid

@@ -7,11 +7,10 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -98,7 +97,19 @@ def run_grid(
             scores: list[Score] = []
             for subject in people:
                 cells = [
-                    _cell(stage_file, data_file, trainer, subject, fold, seed, root, name, arguments, module.folds, seeds)
+                    _cell(
+                        stage_file,
+                        data_file,
+                        trainer,
+                        subject,
+                        fold,
+                        seed,
+                        root,
+                        name,
+                        arguments,
+                        module.folds,
+                        seeds,
+                    )
                     for fold in chosen
                 ]
                 for cell in cells:
@@ -109,7 +120,10 @@ def run_grid(
             joined = Path(root) / cli.name_of(data_file, type(module).__qualname__) / "all" / Path(stage_file).stem
             suffix = f"_seed-{seed}" if len(seeds) > 1 else ""
             write_scores(joined / f"{name}{suffix}" / "grid.json", scores)
-            rows += [(Path(stage_file).stem, f"{cli.name_of(data_file, type(module).__qualname__)}{suffix}", score) for score in scores]
+            rows += [
+                (Path(stage_file).stem, f"{cli.name_of(data_file, type(module).__qualname__)}{suffix}", score)
+                for score in scores
+            ]
     print_scores(
         [score for *_, score in rows],
         title="neuroalign grid",
@@ -148,7 +162,13 @@ def _cell(
         *arguments,
     )
     module = _datamodule(data, arguments)
-    folder = Path(root) / cli.name_of(data, type(module).__qualname__) / f"sub-{subject}" / Path(stage).stem / f"{name}{suffix}"
+    folder = (
+        Path(root)
+        / cli.name_of(data, type(module).__qualname__)
+        / f"sub-{subject}"
+        / Path(stage).stem
+        / f"{name}{suffix}"
+    )
     return Cell(stage, data, subject, fold, seed, words, folder)
 
 
@@ -188,6 +208,9 @@ def _datamodule(data: str, arguments: Sequence[str]) -> BrainDataModule:
     """The data set with the arguments that concern it, to ask for its people and folds."""
     parser = cli.Parser(prog="neuroalign grid", parser_mode="omegaconf+")
     parser.add_subclass_arguments(BrainDataModule, "data", required=True)
-    words = [f"--data={cli.import_file_class(data)}", *(word for word in arguments if word.startswith("--data."))]
+    words = [
+        f"--data={cli.import_file_class(data)}",
+        *(word for word in arguments if word.startswith("--data.")),
+    ]
     module: BrainDataModule = parser.instantiate_classes(parser.parse_args(words)).data
     return module

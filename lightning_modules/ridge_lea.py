@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed, nn
 
 from contracts import PADDING, Batch, ContractError, Layout, Output
@@ -96,8 +96,9 @@ class RidgeAlignment(Stage):
         self.solutions: dict[tuple[str, Direction], RidgeSolution] = {}
         self._sums: dict[tuple[int, Direction], _Streamed | _Held] = {}
 
-    def configure_optimizers(self) -> None:
-        """There is nothing to optimise: the solution is closed form."""
+    def configure_optimizers(self) -> list[Any]:
+        """Return no optimizer: the solution is closed form."""
+        return []
 
     # ---- fitting -----------------------------------------------------------------------------------
 
@@ -114,7 +115,8 @@ class RidgeAlignment(Stage):
                 total = max(total, 0) + memory
                 held = ", holds the training data" if form == "kernel" else ""
                 rank_zero_info(
-                    f"ridge sub-{subject} {direction}: {p} -> {q} on {n} samples, {form} form{held}, {memory / 1e9:.2f} GB"
+                    f"ridge sub-{subject} {direction}: {p} -> {q} on {n} samples, {form} form{held}, "
+                    f"{memory / 1e9:.2f} GB"
                 )
                 make = _Held if form == "kernel" else _Streamed
                 self._sums[person, direction] = make(p, q, self.n_folds, self.device)
@@ -148,8 +150,8 @@ class RidgeAlignment(Stage):
             self.solutions[subject, direction] = solution
             layer = (self.decoders if direction == "decode" else self.encoders)[person]
             with torch.no_grad():
-                layer.weight.copy_(solution.weight.T)
-                layer.bias.copy_(solution.bias)
+                layer.get_parameter("weight").copy_(solution.weight.T)
+                layer.get_parameter("bias").copy_(solution.bias)
             self.log(f"alpha/{direction}/sub-{subject}", solution.alpha.float().mean(), rank_zero_only=True)
         self._sums = {}
         self.get_buffer("fitted").fill_(True)
@@ -164,7 +166,9 @@ class RidgeAlignment(Stage):
             (B, V) or (B, C, T), and what every output carries on.
         """
         if not self.get_buffer("fitted"):
-            raise ContractError("this RidgeAlignment was never fitted; run fit first or name a checkpoint with --ckpt_path")
+            raise ContractError(
+                "this RidgeAlignment was never fitted; run fit first or name a checkpoint with --ckpt_path"
+            )
         signal, embedding, subject = batch["signal"], batch["embedding"], batch["subject"]
         decoded, encoded = torch.empty_like(embedding), torch.empty_like(signal)
         for person in subject.unique().tolist():
@@ -192,7 +196,10 @@ class RidgeAlignment(Stage):
         return self(batch)  # type: ignore[no-any-return]
 
     def _sizes(self, person: int, direction: Direction) -> tuple[int, int]:
-        size, width = math.prod(self.layout["shape"][self.layout["subjects"][person]]), self.layout["embedding_width"]
+        size, width = (
+            math.prod(self.layout["shape"][self.layout["subjects"][person]]),
+            self.layout["embedding_width"],
+        )
         return (size, width) if direction == "decode" else (width, size)
 
 
@@ -228,7 +235,7 @@ class _Held:
 
 def _linear(p: int, q: int) -> nn.Linear:
     """A linear layer of zeros: weights come from the fit, never from chance."""
-    layer = nn.utils.skip_init(nn.Linear, p, q)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, p, q)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -17,8 +17,8 @@ from contracts import NO_LABEL
 
 Level = Literal["image", "class"]
 
-# Elements of one (queries, gallery) matrix: 32 MB in float64, several of them live at a time.
-_CHUNK_ELEMENTS = 4_000_000
+# Elements of one (queries, gallery) matrix: 12 MB in float64, several of them live at a time.
+_CHUNK_ELEMENTS = 1_500_000
 
 
 @dataclass
@@ -55,9 +55,7 @@ class Block:
         if self.queries is not None and self.gallery is not None:
             rows |= {"queries": (self.queries, n), "gallery": (self.gallery, size)}
             if self.queries.shape[1] != self.gallery.shape[1]:
-                raise ValueError(
-                    f"queries are {self.queries.shape[1]} wide, the gallery {self.gallery.shape[1]}"
-                )
+                raise ValueError(f"queries are {self.queries.shape[1]} wide, the gallery {self.gallery.shape[1]}")
         for name, (value, length) in rows.items():
             if len(value) != length:
                 raise ValueError(f"{name} has {len(value)} rows, its stimuli are {length}")
@@ -141,9 +139,7 @@ class Targets:
             raise ValueError(f"{n} queries have no target in the gallery; stimuli {absent[:5].tolist()} ...")
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(twice):
-            raise ValueError(
-                f"the gallery lists {len(twice)} stimuli more than once: {twice[:5].tolist()} ..."
-            )
+            raise ValueError(f"the gallery lists {len(twice)} stimuli more than once: {twice[:5].tolist()} ...")
 
     def _check_classes(self, label: np.ndarray) -> None:
         if (self.label == NO_LABEL).any():
@@ -185,9 +181,7 @@ class Targets:
             order = torch.from_numpy(self.order)
             gallery = None
             if block.gallery is not None:
-                gallery = (
-                    block.gallery if self.level == "image" else block.gallery[order.to(block.gallery.device)]
-                )
+                gallery = block.gallery if self.level == "image" else block.gallery[order.to(block.gallery.device)]
                 gallery = unit_rows(gallery, similarity, f"gallery of block {number}")
             for start in range(0, len(block.stimulus), step):
                 part = slice(start, start + step)

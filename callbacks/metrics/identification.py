@@ -103,13 +103,11 @@ def identification(
                 score = scorer.resampled(*counted[scorer.of_all])
                 resampled[i] += (score * weights[:, piece.which].T).sum(0)
     n = len(targets.which)
-    in_sample = weights.double() @ torch.from_numpy(np.bincount(targets.which, minlength=u)).double()
+    in_sample = weights @ torch.from_numpy(np.bincount(targets.which, minlength=u)).float()
     result = []
     for i, scorer in enumerate(scorers):
         value = scorer.total / n
-        low, high = (
-            share_interval(value, resampled[i] / in_sample, u, confidence) if n_bootstraps else (None, None)
-        )
+        low, high = share_interval(value, resampled[i] / in_sample, u, confidence) if n_bootstraps else (None, None)
         p = permutation_p(value, permuted[i] / n) if n_permutations else None
         result.append(Estimate(scorer.name, value, low, high, p, scorer.chance, n, u, few_stimuli(u)))
     return result
@@ -127,9 +125,7 @@ def _scorers(targets: Targets, top_k: Sequence[int], n_way: Sequence[tuple[int, 
         if k >= targets.size:
             continue
 
-        def top_again(
-            better: Tensor, tied: Tensor, total: Tensor, size: Tensor, right: Tensor, k: int = k
-        ) -> Tensor:
+        def top_again(better: Tensor, tied: Tensor, total: Tensor, size: Tensor, right: Tensor, k: int = k) -> Tensor:
             return ((k - better).clamp(min=0) * right / (tied + right)).clamp(max=1)
 
         members = targets.members[targets.which]
@@ -155,9 +151,7 @@ def _scorers(targets: Targets, top_k: Sequence[int], n_way: Sequence[tuple[int, 
             return score
 
         name = f"{prefix}{n}_way_top_{k}"
-        scorers.append(
-            _Scorer(name, closed.chance_n_way(n, k), False, _bind(closed.n_way, n, k), n_way_again)
-        )
+        scorers.append(_Scorer(name, closed.chance_n_way(n, k), False, _bind(closed.n_way, n, k), n_way_again))
     return scorers
 
 
@@ -182,20 +176,20 @@ class _Distractors:
         u = len(targets.stimuli)
         if targets.level == "image":
             # All G - u other items, and u draws less those of the query's own stimulus.
-            self.total = (targets.size - weights.double()).T
+            self.total = targets.size - weights.T
         else:
-            self.total = torch.empty(u, len(weights), dtype=torch.float64)
+            self.total = torch.empty(u, len(weights))
             outside = targets.item_which < 0
             for label in np.unique(targets.label):
                 mask = targets.item_label != label
-                inside = self.weights[:, torch.from_numpy(mask[self.columns])].double().sum(1)
+                inside = self.weights[:, torch.from_numpy(mask[self.columns])].sum(1)
                 self.total[torch.from_numpy(targets.label == label)] = inside + int((mask & outside).sum())
 
     def count(self, piece: Chunk) -> dict[bool, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
         """Return (better, tied, total, size, right) for two-way and n-way (False) and for top-k (True)."""
         targets = self.targets
         # A draw without any distractor has no better one either; 1 only avoids 0 / 0.
-        total = self.total[piece.which].clamp(min=1)
+        total = self.total[piece.which].clamp(min=1).double()
         sims = piece.sims[:, torch.from_numpy(self.columns)]
         if targets.level == "image":
             own = torch.from_numpy(targets.item_which[self.columns])[None] == piece.which[:, None]

@@ -60,7 +60,8 @@ def _standard(x: Tensor) -> Tensor:
     """Columns with zero mean and unit norm in float64; constant ones are NaN."""
     constant = x.amax(0) == x.amin(0)
     centred = x.double() - x.double().mean(0)
-    return (centred / torch.linalg.vector_norm(centred, dim=0)).masked_fill(constant, torch.nan)
+    unit: Tensor = (centred / torch.linalg.vector_norm(centred, dim=0)).masked_fill(constant, torch.nan)
+    return unit
 
 
 def _pearson(x: Tensor, y: Tensor) -> Tensor:
@@ -192,9 +193,7 @@ def _divide(covariance: Tensor, variance: Tensor) -> Tensor:
     return (covariance / variance.masked_fill(empty, 1.0).sqrt()).masked_fill(empty, 0.0).clamp(-1, 1)
 
 
-def _summaries(
-    r: Tensor, ceiling: Tensor | None, threshold: float
-) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _summaries(r: Tensor, ceiling: Tensor | None, threshold: float) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Reduce correlations ``(rows, V)`` to scores ``(rows,)``, with the ceiling of each score."""
     share = f"pearson_share_above_{threshold:g}"
     scores = {

@@ -81,7 +81,7 @@ def two_way(ranks: Ranks) -> Float[Tensor, " ..."]:
         ValueError: A gallery holds the right item only.
     """
     _check_size(ranks.size)
-    return 1 - (ranks.better + 0.5 * ranks.tied) / (ranks.size - 1.0)
+    return 1 - (ranks.better.double() + 0.5 * ranks.tied.double()) / (ranks.size - 1)
 
 
 def n_way(ranks: Ranks, n: int, k: int = 1) -> Float[Tensor, " ..."]:

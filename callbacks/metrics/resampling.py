@@ -71,9 +71,7 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float,
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     # At 0 and 1 the end coincides with the value; subtraction would leave it off by a last bit.
-    return (0.0 if successes == 0 else max(centre - half, 0.0)), (
-        1.0 if successes == n else min(centre + half, 1.0)
-    )
+    return (0.0 if successes == 0 else max(centre - half, 0.0)), (1.0 if successes == n else min(centre + half, 1.0))
 
 
 def share_interval(
@@ -125,12 +123,10 @@ def permutation_p(value: float, permuted: Float[Tensor, " p"]) -> float:
 def permutations(stimuli: int, count: int, generator: np.random.Generator) -> Int[Tensor, "count stimuli"]:
     """Draw ``count`` permutations of the stimuli as int32 rows."""
     rows = np.tile(np.arange(stimuli, dtype=np.int32), (count, 1))
-    return torch.from_numpy(generator.permuted(rows, axis=1))
+    return torch.from_numpy(generator.permuted(rows, axis=1, out=rows))
 
 
-def bootstrap_weights(
-    stimuli: int, count: int, generator: np.random.Generator
-) -> Float[Tensor, "count stimuli"]:
+def bootstrap_weights(stimuli: int, count: int, generator: np.random.Generator) -> Float[Tensor, "count stimuli"]:
     """Draw how often each stimulus occurs in each of ``count`` bootstrap samples, float32 rows."""
     weights = np.empty((count, stimuli), dtype=np.float32)
     for row in weights:

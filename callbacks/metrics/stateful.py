@@ -110,9 +110,7 @@ class PearsonMetric(_Collected):
         kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
-    def __init__(
-        self, *, ceiling: Tensor | None = None, options: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, ceiling: Tensor | None = None, options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         dtypes = {"predicted": torch.float32, "target": torch.float32}
         super().__init__(dtypes | dict.fromkeys(("stimulus", "row"), torch.int64), **kwargs)
         self.ceiling = ceiling
@@ -133,6 +131,4 @@ class PearsonMetric(_Collected):
     def compute(self) -> list[Estimate]:
         """Score all rows; raises ValueError where there are none."""
         rows = self._gathered()
-        return encoding(
-            rows["predicted"], rows["target"], rows["stimulus"][:, 0], ceiling=self.ceiling, **self.options
-        )
+        return encoding(rows["predicted"], rows["target"], rows["stimulus"][:, 0], ceiling=self.ceiling, **self.options)

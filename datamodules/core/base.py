@@ -99,7 +99,7 @@ class BrainDataModule(LightningDataModule):
         DataError: Anything wrong with the files or the options; the message says what to change.
     """
 
-    name: ClassVar[str]
+    name: str
     facts: ClassVar[Facts]
     files: ClassVar[tuple[PublicFile, ...]] = ()
 
@@ -162,9 +162,7 @@ class BrainDataModule(LightningDataModule):
                 "conversion_options": options,
             }
             records = self.read(self.root)
-            write_store(
-                folder, records, root=self.root, name=self.name, modality=self.facts.modality, about=about
-            )
+            write_store(folder, records, root=self.root, name=self.name, modality=self.facts.modality, about=about)
 
         folder = build_once(self.stores / (f"{self.name}-{digest}" if options else self.name), convert)
         return BrainStore(folder, self.root)
@@ -203,9 +201,7 @@ class BrainDataModule(LightningDataModule):
         people = {}
         for subject in self.subjects:
             trials = self.trials[self.trials["subject"] == subject]
-            people[subject] = prepare_subject(
-                self.store, subject, trials, trials["side"], self.samples, cache
-            )
+            people[subject] = prepare_subject(self.store, subject, trials, trials["side"], self.samples, cache)
         return people
 
     @cached_property
@@ -237,9 +233,7 @@ class BrainDataModule(LightningDataModule):
 
     @cached_property
     def _training_stimuli(self) -> np.ndarray[Any, Any]:
-        training: np.ndarray[Any, Any] = np.sort(
-            self.trials["number"][self.trials["side"] == "train"].unique()
-        )
+        training: np.ndarray[Any, Any] = np.sort(self.trials["number"][self.trials["side"] == "train"].unique())
         return training
 
     @cached_property
@@ -356,9 +350,7 @@ class BrainDataModule(LightningDataModule):
     def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
         """Return galleries, ceilings, protocol and layout for scoring a split (contract 3)."""
         split = EVALUATED[stage]
-        shown = torch.from_numpy(
-            np.unique(np.concatenate([p.stimulus[split] for p in self.prepared.values()]))
-        )
+        shown = torch.from_numpy(np.unique(np.concatenate([p.stimulus[split] for p in self.prepared.values()])))
         known = torch.from_numpy(np.unique(self.trials["number"].to_numpy(np.int64)))
         galleries = {
             "test": Gallery(self.targets[shown], shown, self.labels[shown], "image"),
@@ -395,10 +387,6 @@ class BrainDataModule(LightningDataModule):
         if ncsnr is None:
             return None
         person = self.prepared[subject]
-        if self.samples.rois is not None:
-            full = self.store.axes(subject).rois
-            region = np.repeat(list(full), list(full.values()))
-            ncsnr = np.concatenate([ncsnr[region == name] for name in self.samples.rois])
-        noise = np.mean([1 / len(trials) for trials in person.groups[split]])
-        power = torch.from_numpy(ncsnr.astype(np.float64)) ** 2
-        return (power / (power + noise)).sqrt()
+        noise = float(np.mean([1 / len(trials) for trials in person.groups[split]]))
+        power = torch.from_numpy(ncsnr if person.kept is None else ncsnr[person.kept]).double().square()
+        return torch.sqrt(power / (power + noise))

@@ -115,9 +115,7 @@ class SampleDataset(Dataset[Batch]):
         return rearrange(torch.stack(images), "b h w c -> b c h w").contiguous()
 
 
-def _load(
-    person: SubjectSamples, split: str, residence: Residence, place: torch.device
-) -> tuple[Tensor, Tensor]:
+def _load(person: SubjectSamples, split: str, residence: Residence, place: torch.device) -> tuple[Tensor, Tensor]:
     """Return the signals to index, and the row of each sample in them."""
     rows = torch.from_numpy(person.rows[split])
     if residence == "mmap":

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,9 +99,7 @@ class FeatureBank:
             embedding = torch.cat(parts).to(torch.float32).numpy()
             wrong = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
             if len(wrong):
-                raise DataError(
-                    f"{self.space}: {len(wrong)} of {len(keys)} pictures give NaN or infinite embeddings"
-                )
+                raise DataError(f"{self.space}: {len(wrong)} of {len(keys)} pictures give NaN or infinite embeddings")
             hashes = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), 32)
             save_file({"embedding": embedding, "sha256": hashes}, path)
 
@@ -117,9 +114,7 @@ class FeatureBank:
         index = self._index()
         missing = [key for key in sha256 if key not in index]
         if missing:
-            raise DataError(
-                f"{self.folder}: no embedding of {len(missing)} pictures, the first is {missing[0]}"
-            )
+            raise DataError(f"{self.folder}: no embedding of {len(missing)} pictures, the first is {missing[0]}")
         shards = {shard: self._shard(shard) for shard in {index[key][0] for key in sha256}}
         return np.stack([shards[index[key][0]][index[key][1]] for key in sha256])
 
@@ -146,9 +141,7 @@ class FeatureBank:
                 with safe_open(shard, framework="numpy") as file:
                     hashes = file.get_tensor("sha256")
             except (SafetensorError, OSError) as error:
-                raise DataError(
-                    f"{shard} is damaged ({error}); delete it, it will be computed again"
-                ) from error
+                raise DataError(f"{shard} is damaged ({error}); delete it, it will be computed again") from error
             text = hashes.tobytes().hex()
             index |= {text[64 * row : 64 * row + 64]: (shard, row) for row in range(len(hashes))}
         return index
@@ -196,9 +189,7 @@ def pool(output: Tensor, pooling: Pooling) -> Float[Tensor, "n d"]:
         return reduce(output, "n t d -> n d", pooling)
     if output.ndim == 4 and pooling != "cls":
         return reduce(output, "n d h w -> n d", "mean" if pooling == "auto" else pooling)
-    raise DataError(
-        f"pooling {pooling!r} does not fit an output of shape {tuple(output.shape)}; try auto or flatten"
-    )
+    raise DataError(f"pooling {pooling!r} does not fit an output of shape {tuple(output.shape)}; try auto or flatten")
 
 
 class _LayerOutput:
@@ -241,33 +232,27 @@ def _pixels(image: Array, options: EmbeddingOptions) -> Tensor:
     picture = Image.fromarray(image).convert("L" if options.grey else "RGB")
     size = (options.image_size, options.image_size)
     if picture.size != size:
-        picture = picture.resize(
-            size, Image.Resampling.BOX if picture.width > size[0] else Image.Resampling.BILINEAR
-        )
+        picture = picture.resize(size, Image.Resampling.BOX if picture.width > size[0] else Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(picture, np.float32) / 255).flatten()
 
 
 def _timm(name: str, weights: str | None) -> tuple[nn.Module, Any]:
     import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
 
     if not timm.is_model(name):
-        close = (
-            ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8])
-            or "see timm.list_models()"
-        )
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]) or "see timm.list_models()"
         raise DataError(f"timm has no model {name!r}; close names: {close}")
     file = _weights_file(weights)
     if weights not in ("pretrained", "random") and file is None:
-        raise DataError(
-            f"timm:{name}: weights must be 'pretrained', 'random' or a local file, found {weights!r}"
-        )
+        raise DataError(f"timm:{name}: weights must be 'pretrained', 'random' or a local file, found {weights!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for weights: random
         network = timm.create_model(
             name, pretrained=weights == "pretrained", num_classes=0, checkpoint_path=str(file) if file else ""
         )
-    config = timm.data.resolve_model_data_config(network)
-    return network, timm.data.create_transform(**config, is_training=False)
+    return network, create_transform(**resolve_model_data_config(network), is_training=False)
 
 
 def _open_clip(name: str, weights: str | None) -> tuple[nn.Module, Any]:
@@ -275,9 +260,7 @@ def _open_clip(name: str, weights: str | None) -> tuple[nn.Module, Any]:
 
     file = _weights_file(weights)
     if name not in open_clip.list_models():
-        raise DataError(
-            f"open_clip has no model {name!r}; it has {', '.join(open_clip.list_models()[:12])} ..."
-        )
+        raise DataError(f"open_clip has no model {name!r}; it has {', '.join(open_clip.list_models()[:12])} ...")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if file is None and weights != "random" and weights not in tags:
         raise DataError(
@@ -307,15 +290,11 @@ def _space_facts(options: EmbeddingOptions) -> dict[str, Any]:
     """What identifies the space: everything that changes an embedding, and nothing else."""
     kind, _, name = options.model.partition(":")
     if kind not in ("pixels", "timm", "open_clip") or (kind != "pixels") != bool(name):
-        raise DataError(
-            f"embedding model must be pixels, timm:<name> or open_clip:<name>, found {options.model!r}"
-        )
+        raise DataError(f"embedding model must be pixels, timm:<name> or open_clip:<name>, found {options.model!r}")
     facts = {k: v for k, v in asdict(options).items() if k not in ("target", "batch_size")}
     if kind == "pixels":
         if options.weights or options.layer:
-            raise DataError(
-                "pixels have neither weights nor layers; remove embedding.weights and embedding.layer"
-            )
+            raise DataError("pixels have neither weights nor layers; remove embedding.weights and embedding.layer")
         return {key: facts[key] for key in ("model", "image_size", "grey")}
     file = _weights_file(options.weights)
     if file is not None:

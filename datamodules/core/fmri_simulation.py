@@ -88,9 +88,7 @@ class Features:
     label: Int[np.ndarray, " n"]
 
 
-def visual_features(
-    images: UInt8[np.ndarray, "n h w c"], labels: Sequence[int] | Int[np.ndarray, " n"]
-) -> Features:
+def visual_features(images: UInt8[np.ndarray, "n h w c"], labels: Sequence[int] | Int[np.ndarray, " n"]) -> Features:
     """Pass pictures through the hierarchy; about 2 s for 560.
 
     Args:
@@ -215,9 +213,7 @@ class FMRISimulation:
         sizes = {name: round(area.voxels * rng.uniform(0.9, 1.1)) for name, area in AREAS.items()}
         self.rois: dict[str, int] = sizes if voxels is None else dict(voxels)
         if list(self.rois) != list(AREAS) or min(self.rois.values()) < 1:
-            raise ValueError(
-                f"voxels must name {', '.join(AREAS)} in this order, at least 1 each: {self.rois}"
-            )
+            raise ValueError(f"voxels must name {', '.join(AREAS)} in this order, at least 1 each: {self.rois}")
         self.seed = seed
         # One generator for each area: the voxels of one do not change with the number of those before.
         streams = {name: np.random.default_rng([seed, _TUNING, i]) for i, name in enumerate(AREAS)}
@@ -338,9 +334,7 @@ class FMRISimulation:
         repetitions = np.array([len(group) for group in groups])
         return self.log_likelihood(signal, repetitions=repetitions, candidates=candidates)
 
-    def _sessions(
-        self, number: Int[np.ndarray, " n"]
-    ) -> tuple[Float[np.ndarray, "n v"], Float[np.ndarray, "n v"]]:
+    def _sessions(self, number: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, "n v"], Float[np.ndarray, "n v"]]:
         """Gain and offset of each trial."""
         unique, position = np.unique(number, return_inverse=True)
         gain, offset = zip(*(self.session(int(value)) for value in unique), strict=True)

@@ -89,9 +89,7 @@ def load_mat(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]
         raise DataError(_damaged(path, error)) from error
     for key, array in arrays.items():
         if array.dtype.kind not in "biufc":
-            raise DataError(
-                f"{path}: {key!r} must hold numbers, found {array.dtype} (a cell, struct or object)"
-            )
+            raise DataError(f"{path}: {key!r} must hold numbers, found {array.dtype} (a cell, struct or object)")
     return arrays
 
 
@@ -135,9 +133,7 @@ def require_shape(name: str, array: np.ndarray[Any, Any], expected: Sequence[int
 def _require_keys(path: Path, keys: Sequence[str], found: Sequence[str]) -> None:
     missing = [key for key in keys if key not in found]
     if missing:
-        raise DataError(
-            f"{path}: missing {', '.join(map(repr, missing))}; found {', '.join(map(repr, found))}"
-        )
+        raise DataError(f"{path}: missing {', '.join(map(repr, missing))}; found {', '.join(map(repr, found))}")
 
 
 def _damaged(path: Path, error: BaseException) -> str:

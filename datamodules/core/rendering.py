@@ -193,11 +193,7 @@ _OUTLINES: Final[dict[str, tuple[Polygon, ...]]] = {
     "cross": (0.3 * np.array(_CROSS, dtype=np.float64),),
     "ring": (_regular(_ROUND, 1.0), _regular(_ROUND, 0.48)),
     "crescent": (_regular(_ROUND, 1.0), _regular(_ROUND, 0.78) + np.array([0.46, 0.0])),
-    "arrow": (
-        np.array(
-            [(0, -1.1), (0.85, -0.1), (0.32, -0.1), (0.32, 1), (-0.32, 1), (-0.32, -0.1), (-0.85, -0.1)]
-        ),
-    ),
+    "arrow": (np.array([(0, -1.1), (0.85, -0.1), (0.32, -0.1), (0.32, 1), (-0.32, 1), (-0.32, -0.1), (-0.85, -0.1)]),),
 }
 _TURN: Final = {
     # Largest rotation to either side, in radians; shapes that look alike after less turn less.
@@ -288,9 +284,7 @@ def _draw_background(rng: np.random.Generator) -> tuple[Image.Image, str]:
     style = _pick(("flat", "graded", "speckled"), rng)
     if style == "graded":
         angle = rng.uniform(0, 2 * np.pi)
-        shade = 0.6 * (
-            (np.cos(angle) * _X + np.sin(angle) * _Y - (np.cos(angle) + np.sin(angle)) * 32) / SIDE
-        )
+        shade = 0.6 * ((np.cos(angle) * _X + np.sin(angle) * _Y - (np.cos(angle) + np.sin(angle)) * 32) / SIDE)
     elif style == "speckled":
         coarse = rng.normal(0, 0.16, size=(SIDE // 2, SIDE // 2)).astype(np.float32)
         shade = np.asarray(Image.fromarray(coarse).resize((_CANVAS, _CANVAS), Image.Resampling.BILINEAR))

@@ -67,6 +67,7 @@ class SubjectSamples:
         mean: ``(V,)`` or ``(C, T)`` float32 over training samples.
         std: The same shape, 1 where not normalised.
         rois: Name -> number of voxels among those kept.
+        kept: Voxels of the recording that were kept; None for all.
     """
 
     signal: Array
@@ -76,6 +77,7 @@ class SubjectSamples:
     mean: Array
     std: Array
     rois: dict[str, int]
+    kept: Array | None
 
 
 def prepare_subject(
@@ -153,6 +155,7 @@ def prepare_subject(
         mean=mean,
         std=std,
         rois=rois,
+        kept=keep,
     )
 
 
@@ -175,9 +178,7 @@ def _rows(groups: dict[str, list[Array]], as_stored: bool) -> dict[str, Array]:
     if as_stored:
         return {name: np.array([t[0] for t in group], np.int64) for name, group in groups.items()}
     ends = np.cumsum([len(groups[name]) for name in SPLIT_NAMES])
-    return {
-        name: np.arange(end - len(groups[name]), end) for name, end in zip(SPLIT_NAMES, ends, strict=True)
-    }
+    return {name: np.arange(end - len(groups[name]), end) for name, end in zip(SPLIT_NAMES, ends, strict=True)}
 
 
 def _regions(store: BrainStore, subject: str, options: SampleOptions) -> tuple[Array | None, dict[str, int]]:
@@ -210,11 +211,7 @@ class _Cleaning:
     ) -> _Cleaning | None:
         if options.cleaning == "none":
             return None
-        names = (
-            trials["session"]
-            if options.cleaning == "zscore_session"
-            else trials["session"] + "/" + trials["run"]
-        )
+        names = trials["session"] if options.cleaning == "zscore_session" else trials["session"] + "/" + trials["run"]
         session = np.empty(len(raw), np.int64)
         index = trials["index"].to_numpy(np.int64)
         fitted = []
@@ -223,8 +220,8 @@ class _Cleaning:
             used = rows if options.cleaning_fit == "all" else rows[(split.to_numpy()[rows] == "train")]
             if len(used) < 2:
                 raise DataError(
-                    f"sub-{subject}: {options.cleaning.removeprefix('zscore_')} {name} has {len(used)} training trials, "
-                    "too few to fit the cleaning; set --data.init_args.samples.cleaning_fit=all (scores are then "
+                    f"sub-{subject}: {options.cleaning.removeprefix('zscore_')} {name} has {len(used)} training "
+                    "trials, too few to fit the cleaning; set --data.init_args.samples.cleaning_fit=all (scores are then "
                     "marked as transductive) or cleaning=none"
                 )
             fitted.append(_statistics(raw, index[used]))
@@ -265,7 +262,7 @@ def _write_samples(
     out.flush()
 
 
-def _statistics(signal: Array, rows: Array) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+def _statistics(signal: Array, rows: Array) -> tuple[Float[np.ndarray, ...], Float[np.ndarray, ...]]:
     """Mean and SD of each feature over some rows, float32; one pass, merged as in Chan et al. (1979)."""
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for part in _chunks(signal, rows):

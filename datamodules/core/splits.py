@@ -67,21 +67,17 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
     if not 0 <= options.fold < folds:
         raise DataError(f"split.fold must be 0..{folds - 1} under {options.name}, found {options.fold}")
     if not 0 <= options.validation < 1:
-        raise DataError(
-            f"split.validation is a share of the training stimuli, 0 <= v < 1, found {options.validation}"
-        )
+        raise DataError(f"split.validation is a share of the training stimuli, 0 <= v < 1, found {options.validation}")
     unit = trials["number"].map(classes) if options.protocol == "by_class" else trials["number"]
     if options.protocol == "by_class" and (unit == "").any():
-        raise DataError(
-            "split.protocol=by_class needs a class name for every stimulus; this data set lacks some"
-        )
+        raise DataError("split.protocol=by_class needs a class name for every stimulus; this data set lacks some")
     if options.protocol == "leave_one_repetition_out":
         test = trials["repetition"] == options.fold
     elif options.folds:
         test = unit.map(_assign(unit, folds, options.seed)) == options.fold
     else:
         test = trials["split"] == "test"
-    split = pd.Series(np.where(test, "test", "train"), trials.index)
+    side = np.where(test, "test", "train").astype(object)
     if options.protocol != "leave_one_repetition_out":
         shared = sorted(set(unit[test]) & set(unit[~test]))
         if shared:
@@ -92,13 +88,13 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
                 "split.folds to divide anew"
             )
     chosen = _choose(unit[~test].unique(), options.validation, options.seed)
-    split[~test & unit.isin(chosen)] = "validation"
-    for side in ("train", "test"):
-        if not (split == side).any():
+    side[~test & unit.isin(chosen)] = "validation"
+    for name in ("train", "test"):
+        if not (side == name).any():
             raise DataError(
-                f"no {side} trials under {options.name} (fold {options.fold}); change --data.init_args.split"
+                f"no {name} trials under {options.name} (fold {options.fold}); change --data.init_args.split"
             )
-    return split
+    return pd.Series(side.astype(str), trials.index)
 
 
 def _assign(unit: pd.Series[Any], folds: int, seed: int) -> dict[Any, int]:

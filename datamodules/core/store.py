@@ -65,7 +65,8 @@ class BrainStore:
             found = (folder / name).stat().st_size if (folder / name).exists() else None
             if found != size:
                 raise DataError(
-                    f"{folder / name}: expected {size} bytes, found {found}; delete the folder {folder} to convert again"
+                    f"{folder / name}: expected {size} bytes, found {found}; delete the folder {folder} "
+                    "to convert again"
                 )
 
     @property
@@ -190,9 +191,7 @@ def write_store(
         "modality": modality,
         **about,
         "subjects": list(signals),
-        "axes": {
-            s: _write_axes(folder, s, writer, axes.get(s, axes.get(None))) for s, writer in signals.items()
-        },
+        "axes": {s: _write_axes(folder, s, writer, axes.get(s, axes.get(None))) for s, writer in signals.items()},
         "bad_features": {s: np.flatnonzero(~writer.finite).tolist() for s, writer in signals.items()},
         "checksums": {f"sub-{s}_signals.npy": writer.sha256 for s, writer in signals.items()},
     }
@@ -216,7 +215,7 @@ class _SignalWriter:
         self.subject = subject
         self.length = 0
         self.shape: tuple[int, ...] = ()
-        self.dtype = np.dtype(np.float32)
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)
         self.finite: Array = np.ones(0, bool)
         self._hash = hashlib.sha256()
         self._file = (folder / f"sub-{subject}_signals.npy").open("wb")
@@ -269,11 +268,7 @@ def _write_stimuli(folder: Path, root: Path, stimuli: Stimuli, *, pack: int) -> 
             raise DataError(f"stimuli: {len(stimuli.id)} ids, but {len(column)} entries in {name!r}")
     if isinstance(stimuli.image, np.ndarray):
         images = stimuli.image
-        if (
-            images.dtype != np.uint8
-            or images.ndim not in (3, 4)
-            or (images.ndim == 4 and images.shape[-1] != 3)
-        ):
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
             raise DataError(
                 f"stimuli: pictures must be uint8 (N, H, W, 3) or (N, H, W), found {images.dtype} {images.shape}"
             )
@@ -338,9 +333,7 @@ def _join_trials(tables: list[pd.DataFrame], stimuli: pd.DataFrame) -> pd.DataFr
         )
     wrong = sorted(set(trials["split"]) - set(SPLITS))
     if wrong:
-        raise DataError(
-            f"trials: split must be one of {', '.join(SPLITS)}; found {', '.join(map(repr, wrong))}"
-        )
+        raise DataError(f"trials: split must be one of {', '.join(SPLITS)}; found {', '.join(map(repr, wrong))}")
     trials["repetition"] = trials.groupby(["subject", "stimulus"]).cumcount()
     # the signals of a person stand in the order of the trials, so the table may be sorted by person only
     order = pd.Categorical(trials["subject"], categories=list(dict.fromkeys(trials["subject"])))
@@ -357,13 +350,9 @@ def _write_axes(folder: Path, subject: str, writer: _SignalWriter, axes: SignalA
             f"sub-{subject}: ROI sizes {rois} add up to {sum(rois.values())}, signals have {writer.shape[0]}"
         )
     if len(axes.channels) not in (0, writer.shape[0]):
-        raise DataError(
-            f"sub-{subject}: {len(axes.channels)} channel names, signals have {writer.shape[0]} channels"
-        )
+        raise DataError(f"sub-{subject}: {len(axes.channels)} channel names, signals have {writer.shape[0]} channels")
     if axes.positions is not None and axes.positions.shape != (writer.shape[0], 3):
-        raise DataError(
-            f"sub-{subject}: positions must be ({writer.shape[0]}, 3), found {axes.positions.shape}"
-        )
+        raise DataError(f"sub-{subject}: positions must be ({writer.shape[0]}, 3), found {axes.positions.shape}")
     if axes.ncsnr is not None:
         if axes.ncsnr.shape != (features,):
             raise DataError(f"sub-{subject}: ncsnr must be ({features},), found {axes.ncsnr.shape}")

@@ -89,9 +89,7 @@ def test_receptive_fields_grow_and_responses_tolerate_shifts_accordingly(images:
 def test_signal_is_strongest_low_in_the_hierarchy_and_some_voxels_are_silent(features: Features) -> None:
     sims = [FMRISimulation(features, seed=seed) for seed in range(4)]
     median = [
-        np.median(
-            np.concatenate([s.ncsnr[np.repeat(list(s.rois), list(s.rois.values())) == a] for s in sims])
-        )
+        np.median(np.concatenate([s.ncsnr[np.repeat(list(s.rois), list(s.rois.values())) == a] for s in sims]))
         for a in AREAS
     ]
     assert median[0] > 1.2 * median[-1]
@@ -226,8 +224,6 @@ def test_pure_noise_is_at_chance_for_oracle_and_regression(features: Features, i
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    build: Callable[[Features], object], message: str, features: Features
-) -> None:
+def test_what_does_not_fit_is_refused(build: Callable[[Features], object], message: str, features: Features) -> None:
     with pytest.raises(ValueError, match=message):
         build(features)

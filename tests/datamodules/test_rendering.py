@@ -67,9 +67,7 @@ def test_classes_can_be_told_apart_by_a_simple_classifier() -> None:
     mean = train.mean(axis=0)
     gram = (train - mean).T @ (train - mean)
     target = np.eye(40)[label] - 1 / 40
-    weights = np.linalg.solve(
-        gram + 0.1 * np.trace(gram) / len(gram) * np.eye(len(gram)), (train - mean).T @ target
-    )
+    weights = np.linalg.solve(gram + 0.1 * np.trace(gram) / len(gram) * np.eye(len(gram)), (train - mean).T @ target)
     accuracy = np.mean(((test - mean) @ weights).argmax(axis=1) == expected)
     assert accuracy > 4 / 40, f"accuracy {accuracy:.3f}, chance 0.025"
 

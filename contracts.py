@@ -32,11 +32,18 @@ Modality = Literal["fmri", "eeg", "meg"]
 GalleryKind = Literal["image", "class_centre", "text", "trial", "extra"]
 
 
-class DataError(ValueError):
+class UserError(Exception):
+    """An error that a user can mend; the command line prints it as one line.
+
+    Not a ``ValueError``: argument parsers swallow those and try another type.
+    """
+
+
+class DataError(UserError):
     """Something is wrong with a recording, a stimulus or a cached file; the message says what to change."""
 
 
-class ContractError(ValueError):
+class ContractError(UserError):
     """Two parts do not fit: a score needs what a stage does not give, or a checkpoint another layout."""
 
 

@@ -24,10 +24,12 @@ class RunRecord(Callback):
     Args:
         keep_outputs: Whether to keep the gathered outputs, which joining the folds of a cross-validation
             and reports need.
+        table: Whether to print the table.
     """
 
-    def __init__(self, keep_outputs: bool = True) -> None:
+    def __init__(self, keep_outputs: bool = True, table: bool = True) -> None:
         self.keep_outputs = keep_outputs
+        self.table = table
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print; scores were computed at the end of the epoch."""
@@ -42,7 +44,8 @@ class RunRecord(Callback):
             people = parts[0].outputs
             outputs = {s: {k: v for part in parts for k, v in part.outputs[s].items()} for s in people}
             save_part(folder / "outputs.safetensors", Part(outputs, parts[0].context))
-        print_scores(scores, title=str(folder))
+        if self.table:
+            print_scores(scores, title=str(folder))
 
 
 def write_scores(path: Path, scores: Sequence[Score]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.core.base import BrainDataModule, Facts
@@ -144,7 +145,7 @@ class Phantom(BrainDataModule):
         return FMRISimulation(self._features, seed=self.phantom.seed * 1000 + number, snr=snr)
 
     @cached_property
-    def _seen(self) -> np.ndarray[Any, Any]:
+    def _seen(self) -> NDArray[Any]:
         """The picture that is really shown for each entry of the stimulus table."""
         split = np.array(self._pictures[2])
         seen = np.arange(len(split))
@@ -154,7 +155,7 @@ class Phantom(BrainDataModule):
                 seen[split == side] = generator.permutation(seen[split == side])
         return seen
 
-    def _schedule(self, number: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def _schedule(self, number: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Stimulus and session of each trial of a person, in order of acquisition."""
         options = self.phantom
         repetitions = [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from contracts import DataError
 from datamodules.core.base import BrainDataModule, Facts
 from datamodules.core.download import PublicFile
 from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
@@ -53,10 +54,15 @@ class VanGerven2010(BrainDataModule):
             signal, pixels, label = (content[f"{key}{part}"] for key in keys)
             require_shape(f"{path}: stim{part}", pixels, (len(signal), 784))
             require_shape(f"{path}: label{part}", label.reshape(-1), (len(signal),))
+            if pixels.dtype != np.uint8:
+                raise DataError(f"{path}: stim{part} must be uint8 (0..255), found {pixels.dtype}")
+            # the file codes the digits as 1 and 2: sixes and nines
+            unknown = sorted({float(code) for code in label.reshape(-1)} - {1.0, 2.0})
+            if unknown:
+                raise DataError(f"{path}: label{part} must hold 1 (six) or 2 (nine), found {unknown}")
             # MATLAB wrote each picture column by column
             images = pixels.reshape(-1, 28, 28).transpose(0, 2, 1)
             names = [f"{split}-{i:03d}" for i in range(len(images))]
-            # the file codes the digits as 1 and 2: sixes and nines
             digits = [{1: "six", 2: "nine"}[int(code)] for code in label.reshape(-1)]
             yield Stimuli(id=names, image=np.ascontiguousarray(images, np.uint8), label=digits)
             yield Trials(subject="01", signal=signal, stimulus=names, split=split)

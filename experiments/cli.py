@@ -25,7 +25,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks import RunCheckpoint, RunRecord
-from contracts import ContractError, DataError
+from contracts import DataError, UserError
 from datamodules import BrainDataModule
 from lightning_modules import Stage
 
@@ -42,12 +42,14 @@ class RunOptions:
         name: Name of this run.
         resume: Continue from the run's last checkpoint, if there is one.
         overwrite: Train anew although the run is finished; its results are replaced when the new fit is.
+        table: Print the scores of a test.
     """
 
     root: str = "runs"
     name: str = "default"
     resume: bool = False
     overwrite: bool = False
+    table: bool = True
 
 
 def import_file_class(text: str) -> str:
@@ -107,16 +109,24 @@ class Parser(LightningArgumentParser):
     """Adds a did-you-mean to what the parser says about misspelt classes and keys."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print one clear error and exit with status 2."""
-        super().error(message + _did_you_mean(message), ex)
+        """Print one clear error, with close names where one is misspelt, and exit with status 2."""
+        # a value is echoed whole, and every class is optional to the parser: neither helps a reader
+        noise = ("Given value", "- Expected a <class 'NoneType'>", "Did you mean")
+        lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
+        super().error("\n".join(dict.fromkeys(lines)) + _did_you_mean(message), ex)
+
+
+_MISSPELT = re.compile(
+    r"NestedArg\(key='([\w.]+)'|Option '([\w.]+)' is not accepted|[Kk]ey '([\w.]+)' is not expected"
+    r"|import path string: ([\w.]+)|class_path '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)"
+)
 
 
 def _did_you_mean(message: str) -> str:
-    names = re.findall(r"[Kk]ey '([\w.]+)'|class_path '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)", message)
-    suggestions = []
-    for name in {"".join(groups).split(".")[-1] for groups in names}:
-        suggestions += difflib.get_close_matches(name, _known_names(), n=3, cutoff=0.6)
-    return f"\nDid you mean: {', '.join(dict.fromkeys(suggestions))}?" if suggestions else ""
+    known = _known_names()
+    words = {word for groups in _MISSPELT.findall(message) for name in groups for word in name.split(".") if word}
+    close = [name for word in sorted(words - set(known)) for name in difflib.get_close_matches(word, known, n=3)]
+    return f"\nDid you mean: {', '.join(dict.fromkeys(close))}?" if close else ""
 
 
 def _known_names() -> list[str]:
@@ -130,7 +140,7 @@ def _known_names() -> list[str]:
         for package in (callbacks, datamodules, lightning_modules)
         for name in package.__all__
     }
-    names = set(classes)
+    names = {*classes, "callbacks", "datamodules", "lightning_modules", "init_args", "data", "model", "trainer", "run"}
     for kind in (*classes.values(), Trainer, RunOptions):
         if isinstance(kind, type):
             names |= set(inspect.signature(kind).parameters)
@@ -171,13 +181,13 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder and settle which checkpoint to start from."""
         config = self.config[self.subcommand]
-        self.run = RunOptions(**config.run.as_dict())
+        self.run_options = RunOptions(**config.run.as_dict())
         self.folder = run_folder(
-            self.run.root,
+            self.run_options.root,
             name_of(self.data_source, config.data.class_path),
             config.data.init_args.get("subjects"),
             name_of("".join(self.stage_source), config.model.class_path),
-            self.run.name,
+            self.run_options.name,
         )
         config.trainer.default_root_dir = str(self.folder)
         # checkpoints are plain data; anything else in one is refused
@@ -192,12 +202,14 @@ class CLI(LightningCLI):
 
     def _start_of_fit(self, config: Any) -> str | None:
         final, last = self.folder / "final.ckpt", self.folder / "last.ckpt"
-        if final.exists() and not (self.run.resume or self.run.overwrite or config.trainer.fast_dev_run):
+        if final.exists() and not (
+            self.run_options.resume or self.run_options.overwrite or config.trainer.fast_dev_run
+        ):
             raise DataError(
                 f"{final} exists: this run is finished. Choose another --run.name, continue it with "
                 "--run.resume=true (RESUME=1), or replace it with --run.overwrite=true (OVERWRITE=1)"
             )
-        if config.ckpt_path is not None or not self.run.resume:
+        if config.ckpt_path is not None or not self.run_options.resume:
             return config.ckpt_path  # type: ignore[no-any-return]
         return next((str(path) for path in (last, final) if path.exists()), None)
 
@@ -219,7 +231,7 @@ class CLI(LightningCLI):
             _work_offline_without_login()
         if not trainer_config["fast_dev_run"]:
             loggers = [*loggers, CSVLogger(self.folder, name="csv", version=self.subcommand)]
-        self.trainer_defaults["callbacks"] = [RunCheckpoint(), RunRecord()]
+        self.trainer_defaults["callbacks"] = [RunCheckpoint(), RunRecord(table=self.run_options.table)]
         return super().instantiate_trainer(**kwargs, logger=loggers or False)
 
 
@@ -256,6 +268,12 @@ def find_data_source(args: Sequence[str]) -> str:
             f"'data' is set by {len(sources)} sources: {', '.join(sources)}. Keep one --data; change single entries "
             "with --data.init_args.<name>=<value>"
         )
+    for source in sources:
+        path = Path(source)
+        if path.suffix in (".yaml", ".yml") and not path.is_file():
+            beside = sorted(entry.name for entry in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+            close = difflib.get_close_matches(path.name, beside) or beside
+            raise DataError(f"no file {path.absolute()}; {path.parent} has {', '.join(close) or 'no such file'}")
     return "".join(sources)
 
 
@@ -290,8 +308,8 @@ def _flags(args: Sequence[str]) -> list[tuple[str, str]]:
 def _work_offline_without_login() -> None:
     import wandb
 
-    if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
-        os.environ["WANDB_MODE"] = "offline"
+    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
+        wandb.setup(settings=wandb.Settings(mode="offline"))
         print(
             "Weights & Biases: not logged in, so this run is kept offline (wandb sync uploads it)",
             file=sys.stderr,
@@ -313,6 +331,8 @@ def _import_argument(word: str) -> str:
 
 def _quiet() -> None:
     """Silence what third parties say on every run and a user can do nothing about; all else is shown."""
+    # Lightning 2.6 calls older names of jsonargparse
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for message in (
         # torch calls its own deprecated class inside Lightning
         ".*isinstance.treespec, LeafSpec.*",
@@ -343,6 +363,6 @@ def main(args: Sequence[str] | None = None) -> None:
             command(words[1:])
         else:
             run(words)
-    except (DataError, ContractError) as error:
+    except UserError as error:
         print(f"neuroalign: {error}", file=sys.stderr)
         raise SystemExit(2) from None

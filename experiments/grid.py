@@ -159,6 +159,7 @@ def _cell(
         f"--seed_everything={seed}",
         f"--run.root={root}",
         f"--run.name={name}{suffix}",
+        "--run.table=false",
         *arguments,
     )
     module = _datamodule(data, arguments)

@@ -51,8 +51,8 @@ class RidgeAlignment(Stage):
         memory_limit: Largest predicted memory of the fit in GB; more is refused before the pass.
 
     Raises:
-        ValueError: An alpha that is not ``cv`` or a number of at least 0, fewer than 2 folds.
-        ContractError: The predicted memory exceeds the limit; a test without a fit.
+        ContractError: An alpha that is not ``cv`` or a number of at least 0, fewer than 2 folds, a predicted
+            memory above the limit, a test without a fit.
     """
 
     provides: ClassVar = {
@@ -77,9 +77,9 @@ class RidgeAlignment(Stage):
         super().__init__(layout)
         self.save_hyperparameters()
         if alpha != "cv" and not (isinstance(alpha, float | int) and 0 <= alpha < math.inf):
-            raise ValueError(f"alpha must be 'cv' or a number of at least 0, found {alpha!r}")
+            raise ContractError(f"alpha must be 'cv' or a number of at least 0, found {alpha!r}")
         if folds < 2:
-            raise ValueError(f"folds must be at least 2, found {folds}")
+            raise ContractError(f"folds must be at least 2, found {folds}")
         self.automatic_optimization = False
         self.alpha = None if alpha == "cv" else float(alpha)
         self.alphas = alphas
@@ -137,8 +137,10 @@ class RidgeAlignment(Stage):
             self._sums[person, "decode"].add(signal, embedding, fold[mine], batch["row"][mine])
             self._sums[person, "encode"].add(embedding, signal, fold[mine], batch["row"][mine])
 
-    def on_train_epoch_end(self) -> None:
-        """Merge the sums of all processes and solve."""
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Merge the sums of all processes and solve after the last batch, before validation runs."""
+        if not self.trainer.is_last_batch:
+            return
         for (person, direction), sums in self._sums.items():
             subject = self.layout["subjects"][person]
             solution = sums.solve(
@@ -211,7 +213,7 @@ class _Streamed:
 
     def add(self, x: Tensor, y: Tensor, fold: Tensor, row: Tensor) -> None:
         for k in fold.unique().tolist():
-            self.folds[k] = self.folds[k].merge(CoMoments.of(x[fold == k], y[fold == k]))
+            self.folds[k].update(x[fold == k], y[fold == k])
 
     def solve(self, **options: Any) -> RidgeSolution:
         return solve_ridge([_over_ranks(fold) for fold in self.folds], **options)

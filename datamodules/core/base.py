@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -228,12 +229,12 @@ class BrainDataModule(LightningDataModule):
         bank.build(self.store.stimuli["sha256"].tolist(), self.store.image)
         return bank
 
-    def _fit_target(self, embedding: np.ndarray[Any, Any]) -> TargetTransform:
+    def _fit_target(self, embedding: NDArray[Any]) -> TargetTransform:
         return fit_target(self.embedding.target, embedding[self._training_stimuli])
 
     @cached_property
-    def _training_stimuli(self) -> np.ndarray[Any, Any]:
-        training: np.ndarray[Any, Any] = np.sort(self.trials["number"][self.trials["side"] == "train"].unique())
+    def _training_stimuli(self) -> NDArray[Any]:
+        training: NDArray[Any] = np.sort(self.trials["number"][self.trials["side"] == "train"].unique())
         return training
 
     @cached_property

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from contracts import PADDING, Batch, DataError
 from datamodules.core.samples import SubjectSamples
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 Residence = Literal["mmap", "ram", "device"]
 
 
@@ -109,10 +110,10 @@ class SampleDataset(Dataset[Batch]):
 
     def _images(self, stimulus: Tensor) -> Tensor:
         assert self.image is not None
-        images = [torch.from_numpy(self.image(number)) for number in stimulus.tolist()]
+        images = [self.image(number) for number in stimulus.tolist()]
         if len({image.shape for image in images}) > 1:
             raise DataError("pictures of different sizes cannot share a batch; resize them in the reader")
-        return rearrange(torch.stack(images), "b h w c -> b c h w").contiguous()
+        return torch.from_numpy(rearrange(np.stack(images), "b h w c -> b c h w").copy())
 
 
 def _load(person: SubjectSamples, split: str, residence: Residence, place: torch.device) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from einops import reduce
 from jaxtyping import Float
+from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from contracts import DataError
 from datamodules.core.atomic import build_once
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 Embedder = Callable[[list[Array]], Float[Tensor, "n d"]]
 Pooling = Literal["auto", "cls", "mean", "max", "flatten"]
 

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import scipy.io
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from contracts import DataError
@@ -28,7 +29,7 @@ def existing(path: Path) -> Path:
     raise DataError(f"no file {path}; the folder {parent} holds: {found}")
 
 
-def load_npy(path: Path, *, mmap: bool = False) -> np.ndarray[Any, Any]:
+def load_npy(path: Path, *, mmap: bool = False) -> NDArray[Any]:
     """Read one array from a ``.npy`` file.
 
     Args:
@@ -47,7 +48,7 @@ def load_npy(path: Path, *, mmap: bool = False) -> np.ndarray[Any, Any]:
     return array
 
 
-def load_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+def load_npz(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Read the named arrays from a ``.npz`` file.
 
     Raises:
@@ -63,7 +64,7 @@ def load_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]
         raise DataError(_damaged(path, error)) from error
 
 
-def load_mat(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+def load_mat(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Read the named numeric arrays from a ``.mat`` file, version 5 or 7.3 (HDF5).
 
     HDF5 stores MATLAB's column-major arrays transposed; they are turned back, so that both versions
@@ -108,7 +109,7 @@ def load_torch(path: Path) -> Any:
         raise DataError(_damaged(path, error)) from error
 
 
-def load_image(path: Path) -> np.ndarray[Any, Any]:
+def load_image(path: Path) -> NDArray[Any]:
     """Read a picture as RGB uint8 ``(H, W, 3)``.
 
     Raises:
@@ -121,7 +122,7 @@ def load_image(path: Path) -> np.ndarray[Any, Any]:
         raise DataError(_damaged(path, error)) from error
 
 
-def require_shape(name: str, array: np.ndarray[Any, Any], expected: Sequence[int | None]) -> None:
+def require_shape(name: str, array: NDArray[Any], expected: Sequence[int | None]) -> None:
     """Raise a ``DataError`` unless ``array`` has the expected shape (None: any length)."""
     if array.ndim != len(expected) or any(
         want is not None and have != want for have, want in zip(array.shape, expected, strict=True)

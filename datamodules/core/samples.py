@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from datamodules.core.readers import load_npy, load_npz
 from datamodules.core.splits import SPLIT_NAMES
 from datamodules.core.store import BrainStore, group_rows
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 Average = int | Literal["all"]
 CHUNK = 256
 """Trials that are read, cleaned and averaged at a time; bounds the memory of a conversion."""
@@ -221,8 +222,8 @@ class _Cleaning:
             if len(used) < 2:
                 raise DataError(
                     f"sub-{subject}: {options.cleaning.removeprefix('zscore_')} {name} has {len(used)} training "
-                    "trials, too few to fit the cleaning; set --data.init_args.samples.cleaning_fit=all (scores are then "
-                    "marked as transductive) or cleaning=none"
+                    "trials, too few to fit the cleaning; set --data.init_args.samples.cleaning_fit=all (scores "
+                    "are then marked as transductive) or cleaning=none"
                 )
             fitted.append(_statistics(raw, index[used]))
         mean, std = (np.stack(values) for values in zip(*fitted, strict=True))

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from contracts import DataError
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 Protocol = Literal["by_stimulus", "by_class", "leave_one_repetition_out"]
 SPLIT_NAMES = ("train", "validation", "test")
 
@@ -87,7 +88,7 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
                 f"{shared[0]!r} (equal pictures count as one stimulus). Correct the split column, or set "
                 "split.folds to divide anew"
             )
-    chosen = _choose(unit[~test].unique(), options.validation, options.seed)
+    chosen = _choose(unit[~test].unique().tolist(), options.validation, options.seed)
     side[~test & unit.isin(chosen)] = "validation"
     for name in ("train", "test"):
         if not (side == name).any():
@@ -105,8 +106,7 @@ def _assign(unit: pd.Series[Any], folds: int, seed: int) -> dict[Any, int]:
     return {units[position]: i % folds for i, position in enumerate(order)}
 
 
-def _choose(units: Array, share: float, seed: int) -> Array:
-    units = np.sort(np.asarray(units))
+def _choose(units: list[Any], share: float, seed: int) -> Array:
     count = round(share * len(units))
     if share > 0 and not 0 < count < len(units):
         raise DataError(
@@ -114,4 +114,4 @@ def _choose(units: Array, share: float, seed: int) -> Array:
             "choose a share that leaves both sides some, or 0"
         )
     # another stream than the folds', so that the two choices are independent
-    return np.random.default_rng([seed, 1]).permutation(units)[:count]
+    return np.random.default_rng([seed, 1]).permutation(sorted(units))[:count]

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich.progress import track
 
 from contracts import DataError, Modality
@@ -31,7 +32,7 @@ from datamodules.core.readers import existing, load_image, load_npy
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test")
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 
 
 class BrainStore:

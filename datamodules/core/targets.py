@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from contracts import DataError
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 _PCA = re.compile(r"pca\((\d+)(?:,\s*(whiten))?\)")
 
 
@@ -31,7 +32,13 @@ class TargetTransform:
         x = embedding.astype(np.float64)
         for kind, *values in self.steps:
             if kind == "unit":
-                x = x / np.linalg.norm(x, axis=1, keepdims=True)
+                length = np.linalg.norm(x, axis=1, keepdims=True)
+                if not length.all():
+                    raise DataError(
+                        f"target 'unit': {int((length == 0).sum())} of {len(x)} embeddings have length 0 and so no "
+                        "direction; put center| before it in --data.init_args.embedding.target"
+                    )
+                x = x / length
             else:
                 offset, factor = values
                 x = (x - offset) @ factor if factor.ndim == 2 else (x - offset) * factor
@@ -77,11 +84,14 @@ def _fit_step(name: str, x: Array) -> tuple[tuple[Any, ...], ...]:
         )
     components = int(match[1])
     rank = min(x.shape[0] - 1, x.shape[1])
-    if components > rank:
+    if 0 < components <= rank:
+        pca = PCA(components, svd_solver="full").fit(x)
+        # rounding leaves some variance where there is none
+        rank = int((pca.singular_values_ > 1e-6 * pca.singular_values_[0]).sum())
+    if not 0 < components <= rank:
         raise DataError(
             f"target {name!r}: {x.shape[0]} training stimuli of {x.shape[1]} numbers allow {rank} components, "
             f"asked for {components}; change --data.init_args.embedding.target"
         )
-    pca = PCA(components, svd_solver="full").fit(x)
     scale = 1 / np.sqrt(pca.explained_variance_) if match[2] else np.ones(components)
     return (("affine", mean, pca.components_.T * scale),)

@@ -203,9 +203,9 @@ def choose_form(p: int, n: int) -> Form:
 def predicted_memory(p: int, q: int, n: int, form: Form, n_folds: int, *, full_y: bool = False) -> int:
     """Return the bytes that statistics or samples and the fit need at its peak, rounded up.
 
-    Primal: statistics of every fold, of all samples and of the training folds while they merge, six P x P
-    matrices (decomposition with its workspace, held-out fold in its basis), five P x Q. Kernel: the samples
-    in float32 and three times in float64, eight n x n and five n x Q matrices, and the weights twice.
+    Primal: statistics of every fold and five more (all samples, training folds while they merge), six P x P
+    matrices (decomposition with its workspace, held-out fold in its basis), eight P x Q. Kernel: the samples in
+    float32 and three times in float64, eight n x n and five n x Q matrices, and the weights twice.
 
     Args:
         p: P, inputs.
@@ -218,7 +218,7 @@ def predicted_memory(p: int, q: int, n: int, form: Form, n_folds: int, *, full_y
     if form == "kernel":
         return 28 * n * (p + q) + 8 * (8 * n * n + 5 * n * q + 2 * p * q)
     statistics = p * p + p * q + (q * q if full_y else q)
-    return 8 * ((n_folds + 3) * statistics + 6 * p * p + 5 * p * q)
+    return 8 * ((n_folds + 5) * statistics + 6 * p * p + 8 * p * q)
 
 
 def check_finite(**values: Tensor) -> None:

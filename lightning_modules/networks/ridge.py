@@ -24,14 +24,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from lightning_modules.networks.comoments import (
-    CoMoments,
-    Form,
-    check_finite,
-    choose_form,
-    fold_of,
-    predicted_memory,
-)
+from lightning_modules.networks.comoments import CoMoments, Form, check_finite, choose_form, fold_of, predicted_memory
 
 __all__ = [
     "AlphaChoice",
@@ -52,6 +45,8 @@ __all__ = [
 
 _TIE = 1e-10
 """Cross-validated R^2 this close to the best are ties: sums of squares are not exact beyond it."""
+
+_TOO_FEW_FOLDS = "choosing alpha needs at least 2 folds with samples, found {}; give a fixed alpha or more stimuli"
 
 
 @dataclass(frozen=True)
@@ -108,22 +103,9 @@ def fit_primal(
 
 
 def fit_kernel(
-    x: Float[Tensor, "n p"],
-    y: Float[Tensor, "n q"],
-    alpha: float | Float64[Tensor, ...],
-    *,
-    intercept: bool = True,
+    x: Float[Tensor, "n p"], y: Float[Tensor, "n q"], alpha: float | Float64[Tensor, ...], *, intercept: bool = True
 ) -> tuple[Float64[Tensor, "p q"], Float64[Tensor, " q"]]:
-    """Solve W = X^T (X X^T + alpha I)^-1 Y from the samples: the solution of ``fit_primal``.
-
-    Args:
-        x: ``(n, P)`` inputs.
-        y: ``(n, Q)`` targets.
-        alpha: One penalty, or ``(Q,)``, one for each target.
-        intercept: Whether the model has an intercept.
-
-    Returns:
-        Weight ``(P, Q)`` and bias ``(Q,)``, float64.
+    """Solve W = X^T (X X^T + alpha I)^-1 Y from the samples: the solution of ``fit_primal``, see there.
 
     Raises:
         ValueError: As ``fit_primal``; shapes that do not fit; values that are not finite.
@@ -219,7 +201,8 @@ def select_alpha_primal(
             targets that are all constant, or only the diagonal of ``sxx``.
     """
     used = [fold for fold in folds if fold.count > 0]
-    _check_folds(len(used))
+    if len(used) < 2:
+        raise ValueError(_TOO_FEW_FOLDS.format(len(used)))
     total = reduce(CoMoments.merge, used)
     grid = _penalties(alphas, total.mean_y, grid=True)
     errors = grid.new_zeros(len(grid), len(total.mean_y))
@@ -234,8 +217,8 @@ def select_alpha_primal(
         for row, alpha in enumerate(grid):
             weight = spectrum.coefficients(alpha)
             residual = shift_y - (shift_x @ vectors) @ weight
-            errors[row] += held.variation_y + (weight * (sxx @ weight - 2 * sxy)).sum(dim=0)
-            errors[row] += held.count * residual.square()
+            squares = (torch.addmm(sxy, sxx, weight, beta=-2) * weight).sum(dim=0)
+            errors[row] += held.variation_y + squares + held.count * residual.square()
     return _choose(grid, errors, total.variation_y, total.count * total.mean_y.square(), per_target)
 
 
@@ -248,7 +231,7 @@ def select_alpha_kernel(
     intercept: bool = True,
     per_target: bool = False,
 ) -> AlphaChoice:
-    """Choose alpha as ``select_alpha_primal`` does, by predicting each held-out fold from the others.
+    """Choose alpha as ``select_alpha_primal`` does, see there, by predicting each held-out fold from the others.
 
     Args:
         x: ``(n, P)`` inputs.
@@ -256,7 +239,7 @@ def select_alpha_kernel(
         fold: ``(n,)`` fold of each sample, any numbers.
         alphas: Penalties to compare.
         intercept: Whether the model has an intercept.
-        per_target: As in ``select_alpha_primal``.
+        per_target: One alpha for each target, else one for all.
 
     Raises:
         ValueError: As ``select_alpha_primal``; shapes that do not fit; values that are not finite.
@@ -370,7 +353,8 @@ def _select_held(held: _Held, fold: Tensor, alphas: Sequence[float] | Tensor, pe
     if fold.shape != (len(held.x),):
         raise ValueError(f"fold must be ({len(held.x)},), one number a sample, found {tuple(fold.shape)}")
     used = torch.unique(fold)
-    _check_folds(len(used))
+    if len(used) < 2:
+        raise ValueError(_TOO_FEW_FOLDS.format(len(used)))
     grid = _penalties(alphas, held.mean_y, grid=True)
     errors = grid.new_zeros(len(grid), len(held.mean_y))
     for number in used:
@@ -397,14 +381,6 @@ def _choose(grid: Tensor, errors: Tensor, variation: Tensor, offset: Tensor, per
     best = score >= score.amax(dim=0) - _TIE
     alpha = torch.where(best, grid[:, None], -1.0).amax(dim=0)
     return AlphaChoice(alpha if per_target else alpha[0], grid, r2)
-
-
-def _check_folds(used: int) -> None:
-    if used < 2:
-        raise ValueError(
-            f"choosing alpha needs at least 2 folds with samples, found {used}; give a fixed alpha, or more "
-            "stimuli or folds"
-        )
 
 
 def _fixed(alpha: float, like: Tensor) -> AlphaChoice:

@@ -193,8 +193,9 @@ def select_alpha_primal(
         alphas: Penalties to compare.
         intercept: Whether the model has an intercept.
         per_target: One alpha for each target, by its own squared error over all folds (constant targets get
-            the largest); else one for all, by the mean over the targets that vary of squared error / total
-            sum of squares, which does not depend on their scales. Ties go to the larger alpha.
+            the largest); else one for all, by the squared error of all targets together, which does not
+            depend on how an embedding's axes are turned (a mean of R^2 over its axes does, and lets many
+            small axes of noise ask for too large an alpha). Ties go to the larger alpha.
 
     Raises:
         ValueError: Fewer than two folds with samples, no alphas or impossible ones, a shared alpha for
@@ -377,7 +378,8 @@ def _choose(grid: Tensor, errors: Tensor, variation: Tensor, offset: Tensor, per
     r2 = torch.where(varies, 1 - errors / torch.where(varies, variation, 1.0), torch.nan)
     if not per_target and not varies.any():
         raise ValueError("every target is constant: there is nothing to choose one alpha by; check the targets")
-    score = r2.nan_to_num(nan=0.0) if per_target else r2[:, varies].mean(dim=1, keepdim=True)
+    pooled = 1 - errors[:, varies].sum(dim=1, keepdim=True) / variation[varies].sum()
+    score = r2.nan_to_num(nan=0.0) if per_target else pooled
     best = score >= score.amax(dim=0) - _TIE
     alpha = torch.where(best, grid[:, None], -1.0).amax(dim=0)
     return AlphaChoice(alpha if per_target else alpha[0], grid, r2)

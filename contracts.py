@@ -63,7 +63,7 @@ class Layout(TypedDict):
         embedding_space: Identity of the image space (model, weights, layer, pooling, transform, target).
         train_samples: Number of training samples by subject.
         classes: Class names; the position of a name is the ``label`` number of a batch.
-        protocol: Name of the split protocol and its fold.
+        protocol: Name of the split protocol.
         training_set: Identity of the set of training stimuli; a checkpoint is only tested on its own division.
         transductive: Whether test recordings took part in cleaning.
     """

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from callbacks.score import Part, ScoreCallback
+from callbacks.metrics.gather import Outputs
+from callbacks.score import Part, ScoreCallback, average
 from contracts import DataError, Gallery, Output, Score, ScoreContext
 
 
 class RunRecord(Callback):
-    """After testing, writes ``scores.json`` and ``outputs.safetensors`` into the run folder and prints a table.
+    """Writes what a command found into the run folder and prints a table of its scores.
+
+    ``test`` leaves ``scores.json`` and ``outputs.safetensors``, ``validate`` leaves ``scores_validation.json``,
+    ``predict`` leaves ``predictions.safetensors`` (entries ``<subject>/<name>``, in the order of ``row``).
 
     Args:
-        keep_outputs: Whether to keep the gathered outputs, which joining the folds of a cross-validation
+        keep_outputs: Whether a test keeps the gathered outputs, which joining the folds of a cross-validation
             and reports need.
         table: Whether to print the table.
     """
@@ -30,22 +36,52 @@ class RunRecord(Callback):
     def __init__(self, keep_outputs: bool = True, table: bool = True) -> None:
         self.keep_outputs = keep_outputs
         self.table = table
+        self._predictions: Outputs | None = None
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print; scores were computed at the end of the epoch."""
-        scored = [callback for callback in trainer.callbacks if isinstance(callback, ScoreCallback)]  # type: ignore[attr-defined]
-        if not trainer.is_global_zero or trainer.fast_dev_run or not scored:  # type: ignore[attr-defined]
-            return
-        folder = Path(trainer.default_root_dir)
-        scores = [score for callback in scored for score in callback.scores]
-        write_scores(folder / "scores.json", scores)
+        scored = self._write_scores(trainer, "scores.json")
         parts = [callback.part for callback in scored if callback.part is not None]
         if self.keep_outputs and parts:
             people = parts[0].outputs
             outputs = {s: {k: v for part in parts for k, v in part.outputs[s].items()} for s in people}
-            save_part(folder / "outputs.safetensors", Part(outputs, parts[0].context))
+            save_part(Path(trainer.default_root_dir) / "outputs.safetensors", Part(outputs, parts[0].context))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and print the scores of the ``validate`` command; while fitting they are only logged."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._write_scores(trainer, "scores_validation.json")
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep the output of a batch."""
+        if self._predictions is None:
+            self._predictions = Outputs(sorted(outputs))
+        self._predictions.update(outputs)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gather and write the predictions."""
+        assert self._predictions is not None
+        people = self._predictions.compute()
+        self._predictions = None
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            layout: Any = pl_module.layout
+            names = layout["subjects"]
+            tensors = {f"{names[number]}/{k}": v for number, output in people.items() for k, v in output.items()}
+            _save_tensors(Path(trainer.default_root_dir) / "predictions.safetensors", tensors)
+
+    def _write_scores(self, trainer: Trainer, name: str) -> list[ScoreCallback]:
+        """Write and print; return the callbacks that scored, or none where nothing is to be kept."""
+        scored = [callback for callback in trainer.callbacks if isinstance(callback, ScoreCallback)]  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or trainer.fast_dev_run or not scored:  # type: ignore[attr-defined]
+            return []
+        scores = [score for callback in scored for score in callback.scores]
+        scores += average(scores)
+        write_scores(Path(trainer.default_root_dir) / name, scores)
         if self.table:
-            print_scores(scores, title=str(folder))
+            print_scores(scores, title=trainer.default_root_dir)
+        return scored
 
 
 def write_scores(path: Path, scores: Sequence[Score]) -> None:
@@ -76,14 +112,7 @@ def save_part(path: Path, part: Part) -> None:
         "ceiling_reason": context.ceiling_reason,
         "lineage": list(context.lineage),
     }
-    partial = path.with_name(f".{path.name}.partial")
-    # a copy each: slices of one tensor share memory, which the format refuses
-    save_file(
-        {name: value.clone().contiguous() for name, value in tensors.items()},
-        partial,
-        {"facts": json.dumps(facts)},
-    )
-    os.replace(partial, path)
+    _save_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def load_part(path: Path) -> Part:
@@ -124,6 +153,14 @@ def load_part(path: Path) -> Part:
         lineage=tuple(facts["lineage"]),
     )
     return Part(outputs, context)
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    # a copy each: slices of one tensor share memory, which the format refuses
+    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, partial, metadata)
+    os.replace(partial, path)
 
 
 def print_scores(scores: Iterable[Score], *, title: str, first: Sequence[tuple[str, Sequence[str]]] = ()) -> None:

@@ -90,7 +90,8 @@ class ScoreCallback(Callback):
         self.part = Part(gathered, self._context)
         self.scores = self.evaluate([self.part], resample=stage == "test")
         for name, value in log_names(self.scores, stage).items():
-            pl_module.log(name, value, rank_zero_only=True)
+            # every process has computed the same value
+            pl_module.log(name, value, sync_dist=True)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask for the context."""

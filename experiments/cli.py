@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import inspect
 import logging
@@ -159,6 +160,7 @@ class CLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self.data_source = find_data_source(args)
         self.stage_source = find_sources(args, "model")[-1:]
+        self.words = list(args)
         super().__init__(
             Stage,
             BrainDataModule,
@@ -170,8 +172,15 @@ class CLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
             auto_configure_optimizers=False,
-            args=list(args),
+            args=[_import_argument(word) for word in args],
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and leave the command line where Lightning looks for it when it starts further processes."""
+        # Lightning warns when it is given arguments beside those of the process
+        sys.argv = sys.argv[:1]
+        super().parse_arguments(parser, args)
+        sys.argv = [*sys.argv, *self.words]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--run.*`` and the one link between data and model."""
@@ -184,9 +193,9 @@ class CLI(LightningCLI):
         self.run_options = RunOptions(**config.run.as_dict())
         self.folder = run_folder(
             self.run_options.root,
-            name_of(self.data_source, config.data.class_path),
+            name_of(self.data_source, import_class(config.data.class_path)),
             config.data.init_args.get("subjects"),
-            name_of("".join(self.stage_source), config.model.class_path),
+            name_of("".join(self.stage_source), import_class(config.model.class_path)),
             self.run_options.name,
         )
         config.trainer.default_root_dir = str(self.folder)
@@ -290,9 +299,18 @@ def find_sources(args: Sequence[str], key: str) -> list[str]:
     return sources
 
 
-def name_of(source: str, class_path: str) -> str:
-    """Name of a data set or stage in run folders: of its configuration file, else of its class in small letters."""
-    return Path(source).stem if source.endswith((".yaml", ".yml")) else class_path.rpartition(".")[2].lower()
+def name_of(source: str, kind: type) -> str:
+    """Name of a data set or stage in run folders: of its configuration file, else its own, else its class's."""
+    if source.endswith((".yaml", ".yml")):
+        return Path(source).stem
+    return str(getattr(kind, "name", kind.__name__.lower()))
+
+
+def import_class(class_path: str) -> type:
+    """Return the class that a class path (``package.Class`` or ``my.py:Class``) names."""
+    module, _, name = import_file_class(class_path).rpartition(".")
+    kind: type = getattr(importlib.import_module(module), name)
+    return kind
 
 
 def _flags(args: Sequence[str]) -> list[tuple[str, str]]:
@@ -318,9 +336,6 @@ def _work_offline_without_login() -> None:
 
 def run(args: Sequence[str]) -> CLI:
     """Run one command (``fit``, ``validate``, ``test`` or ``predict``) and return what it built."""
-    args = [_import_argument(word) for word in args]
-    # Lightning warns when it is given arguments beside those of the process
-    sys.argv = sys.argv[:1]
     return CLI(args)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -117,12 +116,11 @@ def run_grid(
                 folders += [cell.folder for cell in cells]
                 scores += _join(cells)
             scores += average(scores)
-            joined = Path(root) / cli.name_of(data_file, type(module).__qualname__) / "all" / Path(stage_file).stem
+            joined = Path(root) / cli.name_of(data_file, type(module)) / "all" / Path(stage_file).stem
             suffix = f"_seed-{seed}" if len(seeds) > 1 else ""
             write_scores(joined / f"{name}{suffix}" / "grid.json", scores)
             rows += [
-                (Path(stage_file).stem, f"{cli.name_of(data_file, type(module).__qualname__)}{suffix}", score)
-                for score in scores
+                (Path(stage_file).stem, f"{cli.name_of(data_file, type(module))}{suffix}", score) for score in scores
             ]
     print_scores(
         [score for *_, score in rows],
@@ -163,13 +161,7 @@ def _cell(
         *arguments,
     )
     module = _datamodule(data, arguments)
-    folder = (
-        Path(root)
-        / cli.name_of(data, type(module).__qualname__)
-        / f"sub-{subject}"
-        / Path(stage).stem
-        / f"{name}{suffix}"
-    )
+    folder = Path(root) / cli.name_of(data, type(module)) / f"sub-{subject}" / Path(stage).stem / f"{name}{suffix}"
     return Cell(stage, data, subject, fold, seed, words, folder)
 
 
@@ -198,8 +190,7 @@ def _score_callbacks(cell: Cell) -> list[ScoreCallback]:
     config = yaml.safe_load((cell.folder / "config_test.yaml").read_text())
     callbacks = []
     for entry in config["trainer"]["callbacks"] or []:
-        module, _, name = cli.import_file_class(entry["class_path"]).rpartition(".")
-        kind: Any = getattr(importlib.import_module(module), name)
+        kind = cli.import_class(entry["class_path"])
         if issubclass(kind, ScoreCallback):
             callbacks.append(kind(**entry.get("init_args", {})))
     return callbacks

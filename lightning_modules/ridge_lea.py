@@ -167,7 +167,8 @@ class RidgeAlignment(Stage):
             ``brain_embedding (B, D)``, ``image_embedding (B, D)``, ``signal`` and ``predicted_signal``
             (B, V) or (B, C, T), and what every output carries on.
         """
-        if not self.get_buffer("fitted"):
+        # Lightning tries validation out before training
+        if not self.get_buffer("fitted") and not self.trainer.sanity_checking:
             raise ContractError(
                 "this RidgeAlignment was never fitted; run fit first or name a checkpoint with --ckpt_path"
             )

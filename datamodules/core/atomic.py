@@ -27,7 +27,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         ``target``.
 
     Raises:
-        DataError: The disk is full, the folder cannot be written to, or another I/O error; nothing is
+        DataError: The disk is full, the folder cannot be written to, or another I/O error of ``build``; nothing is
             left behind and what was there before is untouched.
     """
     if target.exists():
@@ -47,12 +47,10 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
             except BaseException:
                 _remove(partial)
                 raise
-    except DataError:
-        raise
     except OSError as error:
         raise DataError(
-            f"could not write {target}: {error}. Free some space there, or write somewhere else "
-            "(--data.init_args.stores); nothing was kept."
+            f"could not make {target}: {error}. If it could not be written, free some space there or choose another "
+            "folder (--data.init_args.stores); nothing was kept."
         ) from error
     return target
 

@@ -161,12 +161,21 @@ class BrainDataModule(LightningDataModule):
                 "citation": self.facts.citation,
                 "units": self.facts.units,
                 "conversion_options": options,
+                "root": str(self.root.absolute()),
             }
             records = self.read(self.root)
             write_store(folder, records, root=self.root, name=self.name, modality=self.facts.modality, about=about)
 
         folder = build_once(self.stores / (f"{self.name}-{digest}" if options else self.name), convert)
-        return BrainStore(folder, self.root)
+        store = BrainStore(folder, self.root)
+        made_from = store.description["root"]
+        # where the raw files are gone, the store is all there is
+        if self.root.exists() and made_from != str(self.root.absolute()):
+            raise DataError(
+                f"{folder} was made from {made_from}, root is {self.root.absolute()}; choose another folder with "
+                f"--data.init_args.stores, or delete {folder} to convert again"
+            )
+        return store
 
     @cached_property
     def subjects(self) -> list[str]:
@@ -293,7 +302,7 @@ class BrainDataModule(LightningDataModule):
         self.layout  # noqa: B018  (the property does the work, once)
 
     def setup(self, stage: str) -> None:
-        """Refuse a trainer that would replace our samplers, and a stage made for other data."""
+        """Refuse a trainer that would replace our samplers."""
         if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
             raise DataError(
                 "the trainer would replace our samplers: set trainer.use_distributed_sampler=false "
@@ -351,6 +360,8 @@ class BrainDataModule(LightningDataModule):
     def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
         """Return galleries, ceilings, protocol and layout for scoring a split (contract 3)."""
         split = EVALUATED[stage]
+        if not (self.trials["side"] == split).any():
+            raise DataError(f"no {split} trials to score; change --data.init_args.split")
         shown = torch.from_numpy(np.unique(np.concatenate([p.stimulus[split] for p in self.prepared.values()])))
         known = torch.from_numpy(np.unique(self.trials["number"].to_numpy(np.int64)))
         galleries = {

@@ -42,7 +42,7 @@ def fetch(root: Path, file: PublicFile) -> Path:
         )
     # pooch: network errors are OSErrors, a wrong checksum is a ValueError
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"no file {path.absolute()}, and it could not be downloaded ({reason}). Put the file from {file.url} "
             f"(SHA-256 {file.sha256}) there, or set --data.init_args.root to the folder that holds it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from contracts import DataError
 from datamodules.core.atomic import build_once
+from datamodules.core.readers import existing
 
 Array = NDArray[Any]
 Embedder = Callable[[list[Array]], Float[Tensor, "n d"]]
@@ -102,7 +104,10 @@ class FeatureBank:
             if len(wrong):
                 raise DataError(f"{self.space}: {len(wrong)} of {len(keys)} pictures give NaN or infinite embeddings")
             hashes = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), 32)
-            save_file({"embedding": embedding, "sha256": hashes}, path)
+            try:
+                save_file({"embedding": embedding, "sha256": hashes}, path)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error  # a full disk; build_once says what to do
 
         build_once(self.folder / f"{shard}.safetensors", write)
 
@@ -130,7 +135,11 @@ class FeatureBank:
 
     def _index(self) -> dict[str, tuple[Path, int]]:
         """Hash of each picture -> shard and row; refuses a folder that holds another space."""
-        found = json.loads((self.folder / "description.json").read_text())
+        description = existing(self.folder / "description.json")
+        try:
+            found = json.loads(description.read_text())
+        except json.JSONDecodeError as error:
+            raise DataError(f"{description} is damaged ({error}); delete the folder {self.folder}") from None
         if found != self.facts:
             raise DataError(
                 f"{self.folder} was made with {found}, asked for {self.facts}; embeddings of different models are "
@@ -241,6 +250,7 @@ def _timm(name: str, weights: str | None) -> tuple[nn.Module, Any]:
     import timm
     from timm.data.config import resolve_model_data_config
     from timm.data.transforms_factory import create_transform
+    from timm.models import load_checkpoint
 
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]) or "see timm.list_models()"
@@ -248,12 +258,37 @@ def _timm(name: str, weights: str | None) -> tuple[nn.Module, Any]:
     file = _weights_file(weights)
     if weights not in ("pretrained", "random") and file is None:
         raise DataError(f"timm:{name}: weights must be 'pretrained', 'random' or a local file, found {weights!r}")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _usable(f"timm:{name}", weights):
         torch.manual_seed(0)  # for weights: random
-        network = timm.create_model(
-            name, pretrained=weights == "pretrained", num_classes=0, checkpoint_path=str(file) if file else ""
-        )
+        network = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0)
+        if file:
+            load_checkpoint(network, str(file), filter_fn=_without_classifier, weights_only=True)
     return network, create_transform(**resolve_model_data_config(network), is_training=False)
+
+
+def _without_classifier(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Leave out the weights of a classifier that the network was built without."""
+    config: Any = network.pretrained_cfg
+    classifier = config["classifier"]  # a name, or several
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    own = network.state_dict()
+    unused = tuple(f"{name}." for name in names)
+    return {key: value for key, value in state.items() if key in own or not key.startswith(unused)}
+
+
+@contextmanager
+def _usable(model: str, weights: str | None) -> Iterator[None]:
+    """Say clearly that weights are damaged, of another model or not to be had."""
+    try:
+        yield
+    # timm and open_clip report these with many types: UnpicklingError, RuntimeError, KeyError, OSError ...
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{model}: cannot use the weights {weights!r} ({reason}). They are damaged, belong to another model, could "
+            "not be downloaded, or hold pickled objects, which are never executed; change "
+            "--data.init_args.embedding.weights"
+        ) from error
 
 
 def _open_clip(name: str, weights: str | None) -> tuple[nn.Module, Any]:
@@ -269,7 +304,7 @@ def _open_clip(name: str, weights: str | None) -> tuple[nn.Module, Any]:
             f"found {weights!r}"
         )
     pretrained = str(file) if file else None if weights == "random" else weights
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _usable(f"open_clip:{name}", weights):
         torch.manual_seed(0)  # for weights: random
         clip, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
     return _ImageTower(clip), transform

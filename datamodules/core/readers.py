@@ -55,12 +55,14 @@ def load_npz(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
         DataError: Missing or truncated file, missing key, pickle or object array.
     """
     try:
-        with np.load(existing(path), allow_pickle=False) as archive:
+        # opened here: numpy leaves a damaged archive open
+        with existing(path).open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise DataError(f"{path}: expected an archive (.npz), found one array (.npy)")
             _require_keys(path, keys, list(archive.files))
             return {key: archive[key] for key in keys}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(_damaged(path, error)) from error
 
 

@@ -106,6 +106,8 @@ def prepare_subject(
     groups = {name: _groups(trials[split == name], options, training=name == "train") for name in SPLIT_NAMES}
     keep, rois = _regions(store, subject, options)
     bad = np.asarray(store.description["bad_features"][subject], np.int64)
+    if keep is not None:
+        bad = np.intersect1d(bad, keep)
     if len(bad) and options.bad_features == "refuse":
         raise DataError(
             f"sub-{subject}: {len(bad)} of {raw[0].size} features hold NaN or infinite values (the first is "
@@ -121,6 +123,8 @@ def prepare_subject(
         "trials": hashlib.sha256(
             repr([[t.tolist() for t in groups[name]] for name in SPLIT_NAMES]).encode()
         ).hexdigest(),
+        "sessions": hashlib.sha256(trials[["session", "run"]].to_csv().encode()).hexdigest(),
+        "rois": rois,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -131,8 +135,8 @@ def prepare_subject(
         if as_stored:
             signal = raw
         else:
-            clean = _Cleaning.fit(raw, trials, split, options, subject)
-            _write_samples(folder / "signal.npy", raw, flat, clean, keep, label=f"sub-{subject}")
+            clean = _Cleaning.fit(raw, trials, split, options, subject, bad)
+            _write_samples(folder / "signal.npy", raw, flat, clean, keep, bad, label=f"sub-{subject}")
             signal = load_npy(folder / "signal.npy", mmap=True)
         rows = _rows(groups, as_stored)["train"]
         mean, std = _statistics(signal, rows)
@@ -208,7 +212,13 @@ class _Cleaning:
 
     @classmethod
     def fit(
-        cls, raw: Array, trials: pd.DataFrame, split: pd.Series[str], options: SampleOptions, subject: str
+        cls,
+        raw: Array,
+        trials: pd.DataFrame,
+        split: pd.Series[str],
+        options: SampleOptions,
+        subject: str,
+        bad: Array,
     ) -> _Cleaning | None:
         if options.cleaning == "none":
             return None
@@ -227,6 +237,8 @@ class _Cleaning:
                 )
             fitted.append(_statistics(raw, index[used]))
         mean, std = (np.stack(values) for values in zip(*fitted, strict=True))
+        mean.reshape(len(mean), -1)[:, bad] = 0
+        std.reshape(len(std), -1)[:, bad] = 0
         # a feature that is constant within a session carries nothing there; it becomes 0 instead of NaN
         return cls(session, mean, np.where(std > _resolution(mean), std, np.float32(np.inf)))
 
@@ -241,26 +253,28 @@ def _write_samples(
     groups: Sequence[Array],
     clean: _Cleaning | None,
     keep: Array | None,
+    bad: Array,
     *,
     label: str,
 ) -> None:
     shape = raw.shape[1:] if keep is None else (len(keep),)
-    out = np.lib.format.open_memmap(path, "w+", np.float32, (len(groups), *shape))
     # cut so that a chunk holds about CHUNK trials, however many repetitions a sample averages
     ends = np.cumsum([len(trials) for trials in groups])
     parts = np.split(np.arange(len(groups)), np.flatnonzero(np.diff(ends // CHUNK)) + 1)
-    for part in track(parts, description=f"averaging {label}", transient=True):
-        chunk = [groups[i] for i in part]
-        trials = np.concatenate(chunk)
-        signal = raw[trials].astype(np.float32)
-        signal = signal if clean is None else clean(signal, trials)
-        signal = signal if keep is None else signal[:, keep]
-        lengths = np.array([len(t) for t in chunk])
-        sums = np.add.reduceat(signal, np.cumsum(lengths) - lengths, axis=0, dtype=np.float64)
-        # what is not finite here belongs to features that the options allow to be zero
-        mean = np.nan_to_num(sums / lengths.reshape(-1, *[1] * len(shape)), nan=0.0, posinf=0.0, neginf=0.0)
-        out[part[0] : part[-1] + 1] = mean
-    out.flush()
+    with path.open("wb") as file:
+        header = {"shape": (len(groups), *shape), "fortran_order": False, "descr": "<f4"}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in track(parts, description=f"averaging {label}", transient=True):
+            chunk = [groups[i] for i in part]
+            trials = np.concatenate(chunk)
+            signal = raw[trials].astype(np.float32)
+            signal.reshape(len(signal), -1)[:, bad] = 0
+            signal = signal if clean is None else clean(signal, trials)
+            signal = signal if keep is None else signal[:, keep]
+            lengths = np.array([len(t) for t in chunk])
+            sums = np.add.reduceat(signal, np.cumsum(lengths) - lengths, axis=0, dtype=np.float64)
+            mean = sums / lengths.reshape(-1, *[1] * len(shape))
+            file.write(np.ascontiguousarray(mean, "<f4").data)
 
 
 def _statistics(signal: Array, rows: Array) -> tuple[Float[np.ndarray, ...], Float[np.ndarray, ...]]:

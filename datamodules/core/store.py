@@ -237,6 +237,11 @@ class _SignalWriter:
                 f"sub-{self.subject}: trials of shape {signal.shape[1:]} follow trials of shape {self.shape}; "
                 "all trials of a person must have one shape"
             )
+        if self.dtype == np.float16 and signal.dtype != np.float16:
+            raise DataError(
+                f"sub-{self.subject}: {signal.dtype} trials follow float16 trials and would lose precision; "
+                "give all trials of a person one type"
+            )
         block = np.ascontiguousarray(signal, self.dtype)
         self.finite &= np.isfinite(block).all(axis=0)
         self._file.write(block.data)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from experiments.cli import main
 
@@ -57,7 +58,7 @@ def test_fit_and_test_leave_checkpoint_config_and_scores(neuroalign: Neuroalign,
     assert not (folder / "last.ckpt").exists()
     printed = neuroalign("test")
     scores = json.loads((folder / "scores.json").read_text())
-    assert {score["subject"] for score in scores} == {"01", "02"}
+    assert {score["subject"] for score in scores} == {"01", "02", "mean"}
     assert {score["name"] for score in scores} >= {"two_way", "top_1", "top_5", "pearson_mean", "pearson_of_ceiling"}
     required = {"name", "value", "low", "high", "p_value", "chance", "ceiling", "subject", "gallery", "n"}
     assert required | {"similarity", "protocol", "transductive"} <= set(scores[0])
@@ -68,6 +69,17 @@ def test_fit_and_test_leave_checkpoint_config_and_scores(neuroalign: Neuroalign,
         assert resolved["data"]["init_args"]["embedding"]["image_size"] == 8
         assert "${" not in (folder / f"config_{command}.yaml").read_text()
     assert (folder / "csv" / "test" / "metrics.csv").read_text().count("two_way")
+
+
+def test_validate_and_predict_leave_their_results(neuroalign: Neuroalign, tmp_path: Path) -> None:
+    neuroalign("fit")
+    assert "two_way" in neuroalign("validate")
+    scores = json.loads((run_folder(tmp_path) / "scores_validation.json").read_text())
+    assert {score["n"] for score in scores if score["subject"] == "01"} == {8}
+    neuroalign("predict")
+    predictions = load_file(run_folder(tmp_path) / "predictions.safetensors")
+    assert predictions["02/brain_embedding"].shape == (40, 8)
+    assert predictions["02/row"].tolist() == list(range(40, 80))
 
 
 def test_the_resolved_config_repeats_the_run(neuroalign: Neuroalign, tmp_path: Path) -> None:

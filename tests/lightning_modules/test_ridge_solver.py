@@ -264,7 +264,7 @@ def test_constant_targets_are_ignored(form, intercept):
 
 
 def test_ties_go_to_the_larger_alpha():
-    x, y, fold = data(60, 30)
+    _, y, fold = data(60, 30)
     # A single column orthogonal to the targets in every fold: no alpha is better than another.
     flat = torch.zeros(60, 1, dtype=torch.float64)
     grid = [1.0, 100.0, 10.0]

@@ -1,0 +1,305 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contracts import DataError
+from datamodules import EmbeddingOptions, LoaderOptions, SampleOptions, SplitOptions, Stimuli, Trials
+from tests.datamodules.contract import everything, leftovers
+from tests.formats.recording import Recording, SensorRecording, change, experiment
+
+Array = np.ndarray[Any, Any]
+
+
+def recording(
+    folder: Path,
+    records: list[Any] | None = None,
+    samples: SampleOptions | None = None,
+    kind: type[Recording] = Recording,
+    **options: Any,
+) -> Recording:
+    samples = SampleOptions() if samples is None else samples
+    records = experiment({"01": (12,)}) if records is None else records
+    usual = {"stores": str(folder / "stores"), "loader": LoaderOptions(batch_size=4)}
+    small = EmbeddingOptions(image_size=4)
+    return kind(str(folder / "raw"), records, samples=samples, embedding=small, **(usual | options))
+
+
+def signals(data: Recording, split: str) -> Array:
+    return np.concatenate([batch["signal"].numpy() for batch in everything(data, split)])
+
+
+def few(signal: Array, stimulus: list[int], split: list[str], **place: list[str]) -> list[Any]:
+    """One person who sees some of six pictures."""
+    image = np.arange(6 * 4 * 4 * 3, dtype=np.uint8).reshape(6, 4, 4, 3)
+    trials = Trials("01", signal, stimulus=[str(number) for number in stimulus], split=split, **place)
+    return [Stimuli([str(number) for number in range(6)], image), trials]
+
+
+def test_groups_are_filled_in_order_of_acquisition(tmp_path: Path) -> None:
+    # picture 0 five times and 1 three times in training, 2 three times in the test; the signal is the trial's number
+    stimulus = [0, 1, 2, 0, 0, 2, 1, 0, 1, 2, 0]
+    split = ["test" if number == 2 else "train" for number in stimulus]
+    signal = np.arange(11.0)[:, None] * [[1.0, 10.0]]
+    options = SampleOptions(average_train=2, average_test="all", normalise="none")
+    data = recording(tmp_path, few(signal, stimulus, split), options, split=SplitOptions(validation=0.0))
+    expected = [(0 + 3) / 2, (4 + 7) / 2, 10, (1 + 6) / 2, 8]
+    np.testing.assert_allclose(signals(data, "train")[:, 0], expected)
+    np.testing.assert_allclose(signals(data, "test")[:, 1], [10 * (2 + 5 + 9) / 3])
+    assert [group.tolist() for group in data.prepared["01"].groups["train"]] == [[0, 3], [4, 7], [10], [1, 6], [8]]
+    assert data.layout["train_samples"] == {"01": 5}
+
+
+@pytest.mark.parametrize(("average", "count"), [(1, 11), (2, 7), (3, 4), ("all", 3)])
+def test_number_of_samples(tmp_path: Path, average: Any, count: int) -> None:
+    stimulus = [0, 1, 2, 0, 0, 2, 1, 0, 1, 2, 0, 5]
+    split = ["train"] * 11 + ["test"]
+    signal = np.random.default_rng(0).standard_normal((12, 3))
+    data = recording(
+        tmp_path,
+        few(signal, stimulus, split),
+        SampleOptions(average_train=average),
+        split=SplitOptions(validation=0.0),
+    )
+    assert len(data.dataset("train")) == count
+
+
+@pytest.mark.parametrize("average", [0, -1])
+def test_averages_below_one_are_refused(tmp_path: Path, average: int) -> None:
+    with pytest.raises(DataError, match=f"average_test must be 'all' or at least 1, found {average}"):
+        recording(tmp_path, samples=SampleOptions(average_test=average)).prepared  # noqa: B018
+
+
+def test_cleaning_removes_gain_and_baseline_of_sessions(tmp_path: Path) -> None:
+    records = experiment({"01": (12,)}, sessions=3, noise=0.0, train_repetitions=3)
+    cleaned = recording(tmp_path, records, SampleOptions(cleaning="zscore_session", normalise="none"))
+    raw = recording(tmp_path, records, SampleOptions(normalise="none"))
+
+    def spread(data: Recording) -> float:
+        """Share of the variance that is between repetitions of one picture."""
+        stimulus = data.prepared["01"].stimulus["train"]
+        signal = signals(data, "train")
+        within = [signal[stimulus == number].var(axis=0) for number in set(stimulus.tolist())]
+        return float(np.mean(within) / signal.var())
+
+    assert spread(cleaned) < 0.3 * spread(raw)
+
+
+def test_cleaning_of_runs_differs_from_cleaning_of_sessions(tmp_path: Path) -> None:
+    records = experiment({"01": (12,)}, sessions=2, runs=2, train_repetitions=4)
+    by_run, by_session = (
+        signals(recording(tmp_path, records, SampleOptions(cleaning=cleaning, normalise="none")), "train")
+        for cleaning in ("zscore_run", "zscore_session")
+    )
+    assert np.abs(by_run - by_session).max() > 0.1
+
+
+def test_runs_of_the_same_name_in_two_sessions_are_two_runs(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    signal = np.concatenate([random.standard_normal((20, 3)), 100 + 50 * random.standard_normal((20, 3))])
+    stimulus = [*range(5)] * 8
+    place = {"session": ["1"] * 20 + ["2"] * 20, "run": ["1"] * 40}
+    split = ["test" if number == 4 else "train" for number in stimulus]
+    data = recording(
+        tmp_path,
+        few(signal, stimulus, split, **place),
+        SampleOptions(cleaning="zscore_run", normalise="none"),
+        split=SplitOptions(validation=0.0),
+    )
+    first = np.array([trials[0] < 20 for trials in data.prepared["01"].groups["train"]])
+    found = signals(data, "train")
+    for part in (found[first], found[~first]):
+        np.testing.assert_allclose(part.mean(axis=0), 0, atol=1e-4)
+        np.testing.assert_allclose(part.std(axis=0), 1, rtol=1e-4)
+
+
+def test_only_cleaning_with_test_trials_is_transductive(tmp_path: Path) -> None:
+    marks = {
+        (cleaning, fit): recording(tmp_path, samples=SampleOptions(cleaning=cleaning, cleaning_fit=fit)).layout[
+            "transductive"
+        ]
+        for cleaning in ("none", "zscore_session", "zscore_run")
+        for fit in ("train", "all")
+    }
+    assert {key for key, marked in marks.items() if marked} == {("zscore_session", "all"), ("zscore_run", "all")}
+
+
+@pytest.mark.parametrize("fit", ["train", "all"])
+def test_test_trials_enter_cleaning_only_if_it_is_fitted_on_all(tmp_path: Path, fit: Any) -> None:
+    records = experiment({"01": (12,)})
+    place = next(i for i, record in enumerate(records) if isinstance(record, Trials))
+    trials = records[place]
+    assert isinstance(trials, Trials)
+    other = trials.signal.copy()
+    other[np.array(trials.split) == "test"] += 100
+    options = SampleOptions(cleaning="zscore_session", cleaning_fit=fit)
+    before = signals(recording(tmp_path / "a", records, options), "train")
+    after = signals(recording(tmp_path / "b", change(records, Trials, signal=other), options), "train")
+    assert np.array_equal(before, after) == (fit == "train")
+
+
+def test_session_without_training_trials_is_refused_or_cleaned_with_all(tmp_path: Path) -> None:
+    signal = np.random.default_rng(0).standard_normal((18, 3))
+    stimulus = [0, 1, 2, 0, 1, 2] * 2 + [3, 4, 5] * 2
+    split = ["train"] * 12 + ["test"] * 6
+    records = few(signal, stimulus, split, session=["1"] * 12 + ["late"] * 6)
+    once = SplitOptions(validation=0.0)
+    with pytest.raises(DataError, match=r"sub-01: session late has 0 training trials.*cleaning_fit=all") as raised:
+        recording(tmp_path, records, SampleOptions(cleaning="zscore_session"), split=once).prepared  # noqa: B018
+    assert "transductive" in str(raised.value)
+    assert not leftovers(tmp_path / "stores" / "prepared")
+    options = SampleOptions(cleaning="zscore_session", cleaning_fit="all")
+    assert len(recording(tmp_path, records, options, split=once).dataset("test")) == 3
+
+
+@pytest.mark.parametrize("cleaning", ["none", "zscore_session"])
+def test_statistics_are_accurate_on_a_large_offset(tmp_path: Path, cleaning: Any) -> None:
+    random = np.random.default_rng(0)
+    # more trials than are read at a time; two sessions, so that both statistics are merged from parts
+    number = 1500
+    signal = (1e4 + random.standard_normal((number, 5)) * [0.5, 1, 2, 4, 8]).astype(np.float32)
+    stimulus = [i % 6 for i in range(number)]
+    split = ["test" if i % 6 == 5 else "train" for i in range(number)]
+    records = few(signal, stimulus, split)
+    samples = SampleOptions(cleaning=cleaning, average_train=1)
+    data = recording(tmp_path, records, samples, split=SplitOptions(validation=0.0))
+    found = signals(data, "train").astype(np.float64)
+    exact = signal.astype(np.float64)[np.array(split) == "train"]
+    exact = (exact - exact.mean(axis=0)) / exact.std(axis=0)
+    order = np.argsort([i % 6 for i in range(number) if i % 6 != 5], kind="stable")
+    # half a unit in the last place of 1e4 is 0.0005, in units of the smallest SD 0.001
+    np.testing.assert_allclose(found, exact[order], atol=1.5e-3)
+    np.testing.assert_allclose(found.std(axis=0), 1, rtol=1e-5)
+
+
+def test_regions_keep_their_voxels_in_the_order_asked_for(tmp_path: Path) -> None:
+    records = experiment({"01": (12,), "02": (9,)})
+    whole = recording(tmp_path, records, SampleOptions(normalise="none"))
+    data = recording(tmp_path, records, SampleOptions(normalise="none", rois=["V2", "V1"]))
+    assert data.layout["rois"]["01"] == {"V2": 8, "V1": 4}
+    assert list(data.layout["rois"]["01"]) == ["V2", "V1"]
+    assert data.layout["shape"] == {"01": [12], "02": [9]}
+    first, all_voxels = everything(data, "test")[0]["signal"], everything(whole, "test")[0]["signal"]
+    np.testing.assert_array_equal(first[:, :8], all_voxels[:, 4:])
+    np.testing.assert_array_equal(first[:, 8:], all_voxels[:, :4])
+    only = recording(tmp_path, records, SampleOptions(rois=["V1"]))
+    assert only.layout["shape"] == {"01": [4], "02": [3]}
+    assert only.score_context("test").encoding_ceiling["01"].shape == (4,)
+
+
+@pytest.mark.parametrize(("rois", "message"), [(["V1", "V9"], "no region V9; it has V1, V2"), ([], "empty list")])
+def test_unknown_regions_are_refused(tmp_path: Path, rois: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=rf"sub-01: .*{message}.*samples\.rois") as raised:
+        recording(tmp_path, samples=SampleOptions(rois=rois)).layout  # noqa: B018
+    assert "V1, V2" in str(raised.value)
+
+
+def test_regions_where_the_data_set_has_none(tmp_path: Path) -> None:
+    records = experiment({"01": (4, 5)})
+    with pytest.raises(DataError, match="it has none"):
+        recording(tmp_path, records, SampleOptions(rois=["V1"]), kind=SensorRecording).layout  # noqa: B018
+
+
+@pytest.mark.parametrize("average", [1, 2, "all"])
+def test_noise_ceiling_counts_the_repetitions_in_a_sample(tmp_path: Path, average: Any) -> None:
+    records = experiment({"01": (12,)}, test_repetitions=5)
+    data = recording(tmp_path, records, SampleOptions(average_test=average))
+    context = data.score_context("test")
+    # groups of 5, or of 2 + 2 + 1, or of one each
+    noise = {1: 1.0, 2: (0.5 + 0.5 + 1) / 3, "all": 0.2}[average]
+    power = np.linspace(0.2, 2, 12) ** 2
+    np.testing.assert_allclose(context.encoding_ceiling["01"], np.sqrt(power / (power + noise)), rtol=1e-6)
+
+
+def test_without_ncsnr_the_reason_is_given_in_place_of_a_ceiling(tmp_path: Path) -> None:
+    context = recording(tmp_path, experiment({"01": (12,)}, ncsnr=False)).score_context("test")
+    assert not context.encoding_ceiling
+    assert not context.oracle
+    assert "no noise ceiling" in context.ceiling_reason
+
+
+# ---- voxels that say nothing ------------------------------------------------------------------------
+
+
+def spoil(records: list[Any], column: int, value: float, rows: slice = slice(None)) -> list[Any]:
+    """Set a voxel to a value in some trials of the first session."""
+    trials = next(record for record in records if isinstance(record, Trials))
+    signal = trials.signal.copy()
+    signal[rows, column] = value
+    return change(records, Trials, signal=signal)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 4)], ids=["all trials", "one trial"])
+@pytest.mark.parametrize("cleaning", ["none", "zscore_session"])
+@pytest.mark.parametrize("normalise", ["none", "zscore"])
+def test_voxels_with_nan_are_refused_or_zero_in_every_sample(
+    tmp_path: Path, value: float, rows: slice, cleaning: Any, normalise: Any
+) -> None:
+    clean = experiment({"01": (12,)}, offset=50)
+    records = spoil(clean, 4, value, rows)
+    options = SampleOptions(cleaning=cleaning, normalise=normalise)
+    with pytest.raises(DataError, match=r"sub-01: 1 of 12 features hold NaN .*first is 4\).*bad_features=zero"):
+        recording(tmp_path, records, options).prepared  # noqa: B018
+    assert not leftovers(tmp_path / "stores" / "prepared")
+    data = recording(tmp_path, records, replace(options, bad_features="zero"))
+    sound = recording(tmp_path / "sound", clean, options)
+    for split in ("train", "validation", "test"):
+        found = signals(data, split)
+        assert (found[:, 4] == 0).all()
+        others = [column for column in range(12) if column != 4]
+        np.testing.assert_allclose(found[:, others], signals(sound, split)[:, others], rtol=1e-5, atol=1e-5)
+
+
+def test_constant_voxels_are_refused_or_zero(tmp_path: Path) -> None:
+    records = experiment({"01": (12,)}, sessions=1)
+    trials = next(record for record in records if isinstance(record, Trials))
+    signal = trials.signal.copy()
+    signal[np.array(trials.split) == "train", 7] = 1234.567
+    records = change(records, Trials, signal=signal)
+    with pytest.raises(DataError, match=r"sub-01: 1 of 12 features are constant .*first is 7\).*bad_features=zero"):
+        recording(tmp_path, records).prepared  # noqa: B018
+    assert not leftovers(tmp_path / "stores" / "prepared")
+    data = recording(tmp_path, records, SampleOptions(bad_features="zero"))
+    for split in ("train", "validation", "test"):
+        found = signals(data, split)
+        assert np.isfinite(found).all()
+        assert (found[:, 7] == 0).all()
+
+
+def test_constant_voxels_may_stay_where_nothing_is_divided(tmp_path: Path) -> None:
+    records = spoil(experiment({"01": (12,)}, sessions=1), 7, 3.0)
+    found = signals(recording(tmp_path, records, SampleOptions(normalise="none")), "train")
+    assert (found[:, 7] == 3).all()
+
+
+# ---- prepared samples are kept ----------------------------------------------------------------------
+
+
+def test_prepared_samples_are_made_once_for_each_combination(tmp_path: Path) -> None:
+    options = SampleOptions(average_train=2)
+    recording(tmp_path, samples=options).layout  # noqa: B018
+    cache = tmp_path / "stores" / "prepared"
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.suffix != ".lock"}
+    recording(tmp_path, samples=options).layout  # noqa: B018
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.suffix != ".lock"} == before
+    recording(tmp_path, samples=SampleOptions(average_train=3)).layout  # noqa: B018
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
+
+
+def test_a_store_converted_anew_with_other_sessions_is_prepared_anew(tmp_path: Path) -> None:
+    records = experiment({"01": (12,)}, sessions=2, train_repetitions=4)
+    options = SampleOptions(cleaning="zscore_session", normalise="none")
+    first = recording(tmp_path, records, options)
+    one = signals(first, "train")
+    # the same signals, but the reader has learnt that all trials were one session
+    merged = change(change(records, Trials, 0, session="1"), Trials, 1, session="1")
+    for path in first.store.folder.iterdir():
+        path.unlink()
+    first.store.folder.rmdir()
+    two = signals(recording(tmp_path, merged, options), "train")
+    expected = signals(recording(tmp_path / "fresh", merged, options), "train")
+    np.testing.assert_array_equal(two, expected)
+    assert np.abs(one - two).max() > 0.1

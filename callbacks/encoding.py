@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from callbacks.metrics import encoding
-from callbacks.score import Part, ScoreCallback, facts_of, subjects_of
+from callbacks.score import Part, ScoreCallback, subjects_of, to_score
 from contracts import Score
 
 
@@ -39,7 +39,6 @@ class Encoding(ScoreCallback):
         for subject in subjects_of(parts):
             outputs = [part.outputs[subject] for part in parts if subject in part.outputs]
             ceiling = parts[0].context.encoding_ceiling.get(subject) if len(parts) == 1 else None
-            reason = "" if ceiling is not None else f"no encoding ceiling: {_reason(parts)}"
             estimates = encoding(
                 *(torch.cat([part[name] for part in outputs]) for name in ("predicted_signal", "signal", "stimulus")),
                 ceiling=ceiling,
@@ -48,23 +47,8 @@ class Encoding(ScoreCallback):
                 n_bootstraps=self.bootstraps if resample else 0,
                 seed=self.seed,
             )
-            scores += [
-                Score(
-                    name=estimate.name,
-                    value=estimate.value,
-                    low=estimate.low,
-                    high=estimate.high,
-                    p_value=estimate.p_value,
-                    chance=estimate.chance,
-                    ceiling=estimate.ceiling,
-                    subject=subject,
-                    n=estimate.n,
-                    stimuli=estimate.stimuli,
-                    note="; ".join(filter(None, (estimate.note, reason))),
-                    **facts_of(parts),
-                )
-                for estimate in estimates
-            ]
+            reason = f"no encoding ceiling: {_reason(parts)}"
+            scores += [to_score(e, parts, subject=subject, ceiling=e.ceiling, reason=reason) for e in estimates]
         return scores
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.metrics import Block, Estimate, identification
-from callbacks.score import Part, ScoreCallback, facts_of, subjects_of
+from callbacks.score import Part, ScoreCallback, subjects_of, to_score
 from contracts import ContractError, Gallery, Output, Score
 
 
@@ -76,23 +76,15 @@ class Identification(ScoreCallback):
                 ]
                 estimates = self._identify(blocks, resample=resample)
                 ceilings = self._ceilings(parts, name, subject, blocks)
-                reason = "" if ceilings else f"no decoding ceiling: {_reason(parts)}"
                 scores += [
-                    Score(
-                        name=estimate.name,
-                        value=estimate.value,
-                        low=estimate.low,
-                        high=estimate.high,
-                        p_value=estimate.p_value,
-                        chance=estimate.chance,
-                        ceiling=ceilings.get(estimate.name),
+                    to_score(
+                        estimate,
+                        parts,
                         subject=subject,
+                        ceiling=ceilings.get(estimate.name),
+                        reason=f"no decoding ceiling: {_reason(parts)}",
                         gallery=f"{name} ({len(galleries[0].stimulus)})",
-                        n=estimate.n,
-                        stimuli=estimate.stimuli,
                         similarity=self.similarity,
-                        note="; ".join(filter(None, (estimate.note, reason))),
-                        **facts_of(parts),
                     )
                     for estimate in estimates
                 ]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from lightning import Callback, LightningModule, Trainer
 
 from callbacks.metrics.gather import Outputs
+from callbacks.metrics.resampling import Estimate
 from contracts import PASSED_THROUGH, ContractError, Output, Score, ScoreContext
 
 
@@ -128,13 +129,44 @@ def subjects_of(parts: Sequence[Part]) -> list[str]:
     return list(dict.fromkeys(name for part in parts for name in part.outputs))
 
 
-def facts_of(parts: Sequence[Part]) -> dict[str, Any]:
-    """The fields of a score that come from the layout."""
-    layout = parts[0].context.layout
-    return {
-        "protocol": layout["protocol"],
-        "transductive": any(part.context.layout["transductive"] for part in parts),
-    }
+def to_score(
+    estimate: Estimate,
+    parts: Sequence[Part],
+    *,
+    subject: str,
+    ceiling: float | None,
+    reason: str,
+    gallery: str = "",
+    similarity: str = "",
+) -> Score:
+    """Make the score of one person from an estimate.
+
+    Args:
+        estimate: The number with interval, p-value and chance.
+        parts: The runs it comes from; they tell protocol and transduction.
+        subject: The person.
+        ceiling: The best value that the noise allows.
+        reason: Why there is no ceiling; noted in place of one.
+        gallery: Name and size of the gallery.
+        similarity: Similarity of the identification.
+    """
+    return Score(
+        name=estimate.name,
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        p_value=estimate.p_value,
+        chance=estimate.chance,
+        ceiling=ceiling,
+        subject=subject,
+        gallery=gallery,
+        n=estimate.n,
+        stimuli=estimate.stimuli,
+        similarity=similarity,
+        protocol=parts[0].context.layout["protocol"],
+        transductive=any(part.context.layout["transductive"] for part in parts),
+        note="; ".join(filter(None, (estimate.note, "" if ceiling is not None else reason))),
+    )
 
 
 def average(scores: Sequence[Score]) -> list[Score]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datamodules import BrainDataModule
-from experiments.cli import Parser, find_data_source, import_file_class
+from experiments.arguments import Parser, find_data_source, import_file_class
 
 
 def main(args: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ from typing import Literal
 import yaml
 from jsonargparse import ArgumentParser
 
-from callbacks import Part, Score, ScoreCallback, average, load_part, print_scores, write_scores
+from callbacks import Score, ScoreCallback, average, load_part, print_scores, write_scores
 from contracts import DataError
 from datamodules import BrainDataModule
-from experiments import cli
+from experiments.arguments import Parser, import_class, import_file_class, name_of
+from experiments.run import run, run_folder
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,20 @@ class Cell:
     """One run of the grid.
 
     Attributes:
-        stage: Stage file.
-        data: Data file or class.
-        subject: Person.
-        fold: Fold of the protocol.
-        seed: Seed of everything.
-        arguments: The command line of its commands, without the command.
+        words: The command line of its commands, without the command.
         folder: Its run folder.
     """
 
-    stage: str
-    data: str
-    subject: str
-    fold: int
-    seed: int
-    arguments: tuple[str, ...]
+    words: tuple[str, ...]
     folder: Path
+
+    @property
+    def recipe(self) -> str:
+        """What it is trained with: its command line and the content of the files that this names."""
+        # a value is a file, or a class in one (my.py:MyData)
+        named = [Path(word.partition("=")[2].partition(":")[0]) for word in self.words]
+        texts = {str(file): file.read_text() for file in named if file.suffix in (".yaml", ".yml", ".py")}
+        return json.dumps({"words": self.words, "files": texts}, indent=2) + "\n"
 
 
 def main(args: Sequence[str]) -> None:
@@ -67,7 +67,7 @@ def run_grid(
 ) -> list[Score]:
     """Train and test every cell, join the folds of each person, and print one table.
 
-    A cell whose run is finished is not trained again, unless ``overwrite``; it is tested again.
+    A cell whose run is finished is only tested again, unless ``overwrite``.
 
     Args:
         stage: Stage files.
@@ -85,103 +85,78 @@ def run_grid(
 
     Returns:
         The scores of the table.
+
+    Raises:
+        DataError: A finished run of that name was trained with other arguments.
     """
     rows: list[tuple[str, str, Score]] = []
     folders: list[Path] = []
-    for data_file, stage_file in itertools.product(data, stage):
-        module = _datamodule(data_file, arguments)
-        people = subjects or module.subjects
-        chosen = list(range(module.folds)) if folds is None else folds
-        for seed in seeds:
-            scores: list[Score] = []
-            for subject in people:
-                cells = [
-                    _cell(
-                        stage_file,
-                        data_file,
-                        trainer,
-                        subject,
-                        fold,
-                        seed,
-                        root,
-                        name,
-                        arguments,
-                        module.folds,
-                        seeds,
-                    )
-                    for fold in chosen
-                ]
-                for cell in cells:
-                    _run(cell, launcher, overwrite=overwrite)
-                folders += [cell.folder for cell in cells]
-                scores += _join(cells)
-            scores += average(scores)
-            joined = Path(root) / cli.name_of(data_file, type(module)) / "all" / Path(stage_file).stem
-            suffix = f"_seed-{seed}" if len(seeds) > 1 else ""
-            write_scores(joined / f"{name}{suffix}" / "grid.json", scores)
-            rows += [
-                (Path(stage_file).stem, f"{cli.name_of(data_file, type(module))}{suffix}", score) for score in scores
-            ]
+    for data_source, stage_file, seed in itertools.product(data, stage, seeds):
+        module = _datamodule(data_source, arguments)
+        data_name, stage_name = name_of(data_source, type(module)), Path(stage_file).stem
+        run_name = f"{name}_seed-{seed}" if len(seeds) > 1 else name
+        scores: list[Score] = []
+        for subject in subjects or module.subjects:
+            cells = []
+            for fold in folds or range(module.folds):
+                cell_name = f"{run_name}_fold-{fold:02d}" if module.folds > 1 else run_name
+                words = (
+                    f"--config={trainer}",
+                    f"--config={stage_file}",
+                    f"--data={data_source}",
+                    f"--data.init_args.subjects={json.dumps([subject])}",
+                    f"--data.init_args.split.fold={fold}",
+                    f"--data.init_args.loader.seed={seed}",
+                    f"--seed_everything={seed}",
+                    f"--run.root={root}",
+                    f"--run.name={cell_name}",
+                    "--run.table=false",
+                    *arguments,
+                )
+                cells.append(Cell(words, run_folder(root, data_name, [subject], stage_name, cell_name)))
+            for cell in cells:
+                print(f"--- {cell.folder}", flush=True)
+                _train_and_test(cell, launcher, overwrite=overwrite)
+            folders += [cell.folder for cell in cells]
+            scores += _join(cells)
+        scores += average(scores)
+        write_scores(run_folder(root, data_name, None, stage_name, run_name) / "grid.json", scores)
+        rows += [(stage_name, f"{data_name} seed {seed}" if len(seeds) > 1 else data_name, score) for score in scores]
     print_scores(
         [score for *_, score in rows],
         title="neuroalign grid",
         first=[("stage", [row[0] for row in rows]), ("data", [row[1] for row in rows])],
     )
-    print("run folders:")
-    for folder in folders:
-        print(f"  {folder}")
+    print("run folders:", *folders, sep="\n  ")
     return [score for *_, score in rows]
 
 
-def _cell(
-    stage: str,
-    data: str,
-    trainer: str,
-    subject: str,
-    fold: int,
-    seed: int,
-    root: str,
-    name: str,
-    arguments: Sequence[str],
-    folds: int,
-    seeds: Sequence[int],
-) -> Cell:
-    suffix = (f"_fold-{fold:02d}" if folds > 1 else "") + (f"_seed-{seed}" if len(seeds) > 1 else "")
-    words = (
-        f"--config={trainer}",
-        f"--config={stage}",
-        f"--data={data}",
-        f'--data.init_args.subjects=["{subject}"]',
-        f"--data.init_args.split.fold={fold}",
-        f"--data.init_args.loader.seed={seed}",
-        f"--seed_everything={seed}",
-        f"--run.root={root}",
-        f"--run.name={name}{suffix}",
-        "--run.table=false",
-        *arguments,
-    )
-    module = _datamodule(data, arguments)
-    folder = Path(root) / cli.name_of(data, type(module)) / f"sub-{subject}" / Path(stage).stem / f"{name}{suffix}"
-    return Cell(stage, data, subject, fold, seed, words, folder)
-
-
-def _run(cell: Cell, launcher: str, *, overwrite: bool) -> None:
+def _train_and_test(cell: Cell, launcher: str, *, overwrite: bool) -> None:
+    recipe = cell.folder / "grid_recipe.json"
     finished = (cell.folder / "final.ckpt").exists()
-    commands = [["test", *cell.arguments]]
+    if finished and not overwrite and not (recipe.exists() and recipe.read_text() == cell.recipe):
+        raise DataError(
+            f"{cell.folder} is finished, but was trained with other arguments or files than these; choose another "
+            "--name, or train it anew with --overwrite=true"
+        )
     if overwrite or not finished:
-        commands.insert(0, ["fit", *cell.arguments, f"--run.overwrite={str(overwrite).lower()}"])
-    for command in commands:
-        if launcher == "inline":
-            cli.run(command)
-        else:
-            result = subprocess.run([sys.executable, "-m", "experiments", *command], check=False)
-            if result.returncode:
-                raise DataError(f"run {cell.folder} failed with status {result.returncode}; its output is above")
+        _command(["fit", *cell.words, f"--run.overwrite={str(overwrite).lower()}"], launcher)
+        recipe.write_text(cell.recipe)
+    _command(["test", *cell.words], launcher)
+
+
+def _command(words: list[str], launcher: str) -> None:
+    if launcher == "inline":
+        run(words)
+        return
+    status = subprocess.run([sys.executable, "-m", "experiments", *words], check=False).returncode
+    if status:
+        raise DataError(f"'neuroalign {words[0]}' failed with status {status}; its output is above: {' '.join(words)}")
 
 
 def _join(cells: Sequence[Cell]) -> list[Score]:
     """Score the outputs of all folds of one person together."""
-    parts: list[Part] = [load_part(cell.folder / "outputs.safetensors") for cell in cells]
+    parts = [load_part(cell.folder / "outputs.safetensors") for cell in cells]
     return [score for callback in _score_callbacks(cells[0]) for score in callback.evaluate(parts)]
 
 
@@ -190,7 +165,7 @@ def _score_callbacks(cell: Cell) -> list[ScoreCallback]:
     config = yaml.safe_load((cell.folder / "config_test.yaml").read_text())
     callbacks = []
     for entry in config["trainer"]["callbacks"] or []:
-        kind = cli.import_class(entry["class_path"])
+        kind = import_class(entry["class_path"])
         if issubclass(kind, ScoreCallback):
             callbacks.append(kind(**entry.get("init_args", {})))
     return callbacks
@@ -198,10 +173,10 @@ def _score_callbacks(cell: Cell) -> list[ScoreCallback]:
 
 def _datamodule(data: str, arguments: Sequence[str]) -> BrainDataModule:
     """The data set with the arguments that concern it, to ask for its people and folds."""
-    parser = cli.Parser(prog="neuroalign grid", parser_mode="omegaconf+")
+    parser = Parser(prog="neuroalign grid", parser_mode="omegaconf+")
     parser.add_subclass_arguments(BrainDataModule, "data", required=True)
     words = [
-        f"--data={cli.import_file_class(data)}",
+        f"--data={import_file_class(data)}",
         *(word for word in arguments if word.startswith("--data.")),
     ]
     module: BrainDataModule = parser.instantiate_classes(parser.parse_args(words)).data

@@ -149,6 +149,13 @@ class RidgeAlignment(Stage):
                 intercept=self.intercept[direction],
                 per_target=self.per_target,
             )
+            if solution is None:
+                if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # one batch, of one person
+                    continue
+                raise ContractError(
+                    f"sub-{subject}: the pass over the training data held no sample of this person; "
+                    "remove --trainer.limit_train_batches"
+                )
             self.solutions[subject, direction] = solution
             layer = (self.decoders if direction == "decode" else self.encoders)[person]
             with torch.no_grad():
@@ -216,8 +223,10 @@ class _Streamed:
         for k in fold.unique().tolist():
             self.folds[k].update(x[fold == k], y[fold == k])
 
-    def solve(self, **options: Any) -> RidgeSolution:
-        return solve_ridge([_over_ranks(fold) for fold in self.folds], **options)
+    def solve(self, **options: Any) -> RidgeSolution | None:
+        """Return the solution, the same on all ranks; None if no rank has seen a sample."""
+        folds = [_over_ranks(fold) for fold in self.folds]
+        return solve_ridge(folds, **options) if any(fold.count > 0 for fold in folds) else None
 
 
 class _Held:
@@ -230,15 +239,16 @@ class _Held:
     def add(self, x: Tensor, y: Tensor, fold: Tensor, row: Tensor) -> None:
         self.parts.append((x, y, fold, row))
 
-    def solve(self, **options: Any) -> RidgeSolution:
+    def solve(self, **options: Any) -> RidgeSolution | None:
+        """Return the solution, the same on all ranks; None if no rank has seen a sample."""
         x, y, fold, row = (_rows_of_ranks(torch.cat(column)) for column in zip(*self.parts, strict=True))
         order = row.argsort()
-        return solve_ridge_kernel(x[order], y[order], fold[order], **options)
+        return solve_ridge_kernel(x[order], y[order], fold[order], **options) if len(row) else None
 
 
 def _linear(p: int, q: int) -> nn.Linear:
     """A linear layer of zeros: weights come from the fit, never from chance."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, p, q)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, p, q, device=torch.get_default_device())
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -267,3 +267,12 @@ def test_grid_joins_folds_and_averages_people(tmp_path: Path, monkeypatch, capsy
     assert two_way["mean"]["value"] == pytest.approx((two_way["01"]["value"] + two_way["02"]["value"]) / 2)
     assert len(list((tmp_path / "runs/phantom").glob("sub-*/ridge_lea/g_fold-*/final.ckpt"))) == 6
     assert "run folders:" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["grid", *words, "--model.init_args.alpha=3"])
+    assert "trained with other arguments" in capsys.readouterr().err
+
+
+def test_the_console_script_lists_its_commands(capsys) -> None:
+    main([])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("fit", "validate", "test", "predict", "grid", "convert"))

@@ -1,0 +1,178 @@
+"""One run: ``fit``, ``validate``, ``test`` or ``predict`` through LightningCLI, kept in a run folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
+
+from callbacks import RunCheckpoint, RunRecord
+from contracts import DataError
+from datamodules import BrainDataModule
+from experiments.arguments import Parser, find_data_source, find_sources, import_class, import_file_class, name_of
+from lightning_modules import Stage
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run is kept: ``<root>/<data>/<subject>/<stage>/<name>/``.
+
+    Attributes:
+        root: Folder of all runs.
+        name: Name of this run.
+        resume: Continue from the run's last checkpoint, if there is one.
+        overwrite: Train anew although the run is finished; its results are replaced when the new fit is.
+        table: Print the scores of a test.
+    """
+
+    root: str = "runs"
+    name: str = "default"
+    resume: bool = False
+    overwrite: bool = False
+    table: bool = True
+
+
+class CLI(LightningCLI):
+    """LightningCLI with the rules of this project.
+
+    * exactly one source sets ``data``;
+    * ``data.layout`` is linked into the model;
+    * the run folder is the trainer's ``default_root_dir`` and holds the resolved configuration;
+    * a finished run is refused unless it is to be resumed or overwritten.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.data_source = find_data_source(args)
+        self.stage_source = find_sources(args, "model")[-1:]
+        self.words = list(args)
+        super().__init__(
+            Stage,
+            BrainDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=_SaveRunConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            auto_configure_optimizers=False,
+            args=[_import_argument(word) for word in args],
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and leave the command line where Lightning looks for it when it starts further processes."""
+        # Lightning warns when it is given arguments beside those of the process
+        sys.argv = sys.argv[:1]
+        super().parse_arguments(parser, args)
+        sys.argv = [*sys.argv, *self.words]
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--run.*`` and the one link between data and model."""
+        parser.add_class_arguments(RunOptions, "run")
+        parser.link_arguments("data.layout", "model.init_args.layout", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder and settle which checkpoint to start from."""
+        config = self.config[self.subcommand]
+        self.run_options = RunOptions(**config.run.as_dict())
+        self.folder = run_folder(
+            self.run_options.root,
+            name_of(self.data_source, import_class(config.data.class_path)),
+            config.data.init_args.get("subjects"),
+            name_of("".join(self.stage_source), import_class(config.model.class_path)),
+            self.run_options.name,
+        )
+        config.trainer.default_root_dir = str(self.folder)
+        # checkpoints are plain data; anything else in one is refused
+        config.weights_only = True
+        if self.subcommand == "fit":
+            config.ckpt_path = self._start_of_fit(config)
+        elif config.ckpt_path is None and not config.trainer.fast_dev_run:
+            config.ckpt_path = str(self._final())
+        if self.subcommand in ("validate", "test"):
+            # our table says more than Lightning's
+            config.verbose = False
+
+    def _start_of_fit(self, config: Any) -> str | None:
+        final, last = self.folder / "final.ckpt", self.folder / "last.ckpt"
+        if final.exists() and not (
+            self.run_options.resume or self.run_options.overwrite or config.trainer.fast_dev_run
+        ):
+            raise DataError(
+                f"{final} exists: this run is finished. Choose another --run.name, continue it with "
+                "--run.resume=true (RESUME=1), or replace it with --run.overwrite=true (OVERWRITE=1)"
+            )
+        if config.ckpt_path is not None or not self.run_options.resume:
+            return config.ckpt_path  # type: ignore[no-any-return]
+        return next((str(path) for path in (last, final) if path.exists()), None)
+
+    def _final(self) -> Path:
+        final = self.folder / "final.ckpt"
+        if not final.exists():
+            raise DataError(f"no {final}: train this run first, or name a checkpoint with --ckpt_path")
+        return final
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep the configuration as given: a checkpoint that does not fit it is refused with both sides shown."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with our checkpoint and record callbacks and a CSV logger in the run folder."""
+        trainer_config = self._get(self.config_init, "trainer")
+        loggers = trainer_config["logger"]
+        loggers = [] if loggers in (None, True, False) else loggers if isinstance(loggers, list) else [loggers]
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            _work_offline_without_login()
+        if not trainer_config["fast_dev_run"]:
+            loggers = [*loggers, CSVLogger(self.folder, name="csv", version=self.subcommand)]
+        self.trainer_defaults["callbacks"] = [RunCheckpoint(), RunRecord(table=self.run_options.table)]
+        return super().instantiate_trainer(**kwargs, logger=loggers or False)
+
+
+class _SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run folder, one file a command."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            # saved under a temporary name first: a killed run leaves the old file whole
+            partial = folder / f".{self.config_filename}.partial"
+            self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)
+            os.replace(partial, folder / self.config_filename)
+        trainer.strategy.barrier()
+
+
+def run_folder(root: str, data: str, subjects: Sequence[str] | None, stage: str, name: str) -> Path:
+    """Return ``<root>/<data>/<people>/<stage>/<name>``; people are ``all`` or ``sub-<a>+<b>``."""
+    people = "all" if subjects is None else "sub-" + "+".join(subjects)
+    return Path(root) / data / people / stage / name
+
+
+def _work_offline_without_login() -> None:
+    import wandb
+
+    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
+        wandb.setup(settings=wandb.Settings(mode="offline"))
+        print(
+            "Weights & Biases: not logged in, so this run is kept offline (wandb sync uploads it)",
+            file=sys.stderr,
+        )
+
+
+def run(args: Sequence[str]) -> CLI:
+    """Run one command (``fit``, ``validate``, ``test`` or ``predict``) and return what it built."""
+    return CLI(args)
+
+
+def _import_argument(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return f"{flag}={import_file_class(value)}" if equals and flag.startswith("-") else import_file_class(word)

@@ -342,6 +342,7 @@ class BrainDataModule(LightningDataModule):
             dataset,
             sampler=sampler,
             batch_size=None,
+            collate_fn=_as_it_is,
             num_workers=self.loader.workers,
             persistent_workers=self.loader.workers > 0,
         )
@@ -402,3 +403,8 @@ class BrainDataModule(LightningDataModule):
         noise = float(np.mean([1 / len(trials) for trials in person.groups[split]]))
         power = torch.from_numpy(ncsnr if person.kept is None else ncsnr[person.kept]).double().square()
         return torch.sqrt(power / (power + noise))
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """Keep a batch: it is whole, and PyTorch's own conversion would walk through it again."""
+    return batch

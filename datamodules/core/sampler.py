@@ -87,7 +87,7 @@ class BatchSampler(Sampler[Tensor]):
         self.start = 0
         for batch in batches:
             missing = -len(batch) % self.world_size
-            padded = torch.cat([batch, ~batch[:1].expand(missing)])
+            padded = torch.cat([batch, ~batch[:1].expand(missing)]) if missing else batch
             yield padded[self.rank :: self.world_size]
 
     def _global_batches(self) -> list[Tensor]:

@@ -1,0 +1,1 @@
+"""Measurements of speed and memory; the figures are in ``README.md`` beside them."""

@@ -1,0 +1,280 @@
+"""Every shipped configuration file, found by looking: parsed, instantiated and run on tiny data."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning import Trainer
+
+from contracts import Layout
+from datamodules import BrainDataModule
+from experiments import arguments, cli
+from experiments.cli import main
+from experiments.run import CLI
+from lightning_modules import Stage
+from tests.formats import miyawaki2008, vangerven2010
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+KINDS = ("stage", "data", "trainer", "logger")
+ALL = sorted(path for pattern in ("*.yaml", "*.yml") for path in CONFIGS.rglob(pattern))
+NEEDS_A_GPU = {"gpu"}
+TINY_PHANTOM = (
+    '--data.init_args.phantom={"people": 2, "train_images": 1, "test_images": 1, "train_repetitions": 1, '
+    '"test_repetitions": 1, "sessions": 1}',
+    "--data.init_args.embedding.image_size=8",
+    "--data.init_args.embedding.target=pca(8)",
+)
+# by the name of the data set, which may stand in several files: what makes it tiny
+TINY = {"phantom": TINY_PHANTOM, "vangerven2010": (), "miyawaki2008": ()}
+# voxels of the largest person of any data set that a stage meets at its shipped size
+SHIPPED_SIZE = Layout(
+    modality="fmri",
+    subjects=["01", "02"],
+    shape={"01": [15724], "02": [14278]},
+    rois={"01": {}, "02": {}},
+    channels=[],
+    positions=[],
+    sampling_rate=0.0,
+    start=0.0,
+    embedding_width=1024,
+    embedding_space="pixels",
+    train_samples={"01": 9000, "02": 9000},
+    classes=[],
+    protocol="by_stimulus",
+    training_set="0",
+    transductive=False,
+)
+
+
+def files(kind: str) -> list[Path]:
+    return [path for path in ALL if path.parent == CONFIGS / kind]
+
+
+def named(path: Path) -> str:
+    return path.relative_to(CONFIGS).with_suffix("").as_posix()
+
+
+def content(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+    return loaded
+
+
+def dataset_of(path: Path) -> str:
+    """The data set of a data file: ``<data set>.yaml`` or ``<data set>_<protocol>.yaml``."""
+    return path.stem.split("_")[0]
+
+
+@pytest.fixture
+def formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and tiny raw files where the data files look for them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEUROALIGN_SHARED", str(tmp_path / "raw"))
+    vangerven2010.write(tmp_path / "raw" / "vangerven2010", train=60, test=10)
+    miyawaki2008.write(tmp_path / "raw" / "miyawaki2008", repetitions=3)
+    return tmp_path
+
+
+@pytest.fixture
+def meta() -> Iterator[None]:
+    with torch.device("meta"):
+        yield
+
+
+def test_every_file_has_a_kind_that_is_tested_here() -> None:
+    assert ALL
+    unknown = [named(path) for path in ALL if path.parent not in [CONFIGS / kind for kind in KINDS]]
+    assert not unknown, f"say in this file how to test {unknown}"
+    strange = [path for path in CONFIGS.rglob("*") if path.is_file() and path not in ALL]
+    assert not strange, f"no configuration files: {strange}"
+    for kind in KINDS:
+        assert files(kind), kind
+
+
+def test_every_data_file_has_tiny_data() -> None:
+    assert {dataset_of(path) for path in files("data")} == set(TINY), "say in TINY how to make this data set tiny"
+
+
+# ---- rules that hold for all files ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ALL, ids=named)
+def test_callbacks_are_appended_never_replaced(path: Path) -> None:
+    assert not re.search(r"^[^#]*\bcallbacks\s*:", path.read_text(), re.MULTILINE), "write callbacks+:"
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if path.parent.name != "data"], ids=named)
+def test_only_data_files_set_data(path: Path) -> None:
+    loaded = content(path)
+    nested = [loaded, *(value for key, value in loaded.items() if key in arguments.RUN_COMMANDS)]
+    assert not any("data" in part or "data+" in part for part in nested)
+
+
+@pytest.mark.parametrize("path", ALL, ids=named)
+def test_a_file_begins_with_a_comment_that_says_what_it_is(path: Path) -> None:
+    assert re.match(r"# \w.+[.:?,\w]\n", path.read_text())
+
+
+# ---- stages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", files("stage"), ids=named)
+def test_a_stage_is_built_at_its_shipped_size_without_memory(path: Path, meta: None) -> None:
+    entry = content(path)["model"]
+    assert set(entry) == {"class_path", "init_args"}
+    kind = arguments.import_class(entry["class_path"])
+    assert issubclass(kind, Stage)
+    stage = kind(SHIPPED_SIZE, **entry["init_args"])
+    parameters = list(stage.parameters())
+    assert sum(parameter.numel() for parameter in parameters) > 0
+    assert all(parameter.is_meta for parameter in parameters)
+
+
+@pytest.mark.parametrize("path", files("stage"), ids=named)
+def test_a_stage_runs_a_batch_of_everything(path: Path, formats: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={path}", f"--data={CONFIGS}/data/phantom.yaml"]
+    main(["fit", *words, *TINY_PHANTOM])
+    assert not list(formats.rglob("*.ckpt")), "a smoke run writes nothing"
+
+
+@pytest.mark.parametrize("path", files("stage"), ids=named)
+def test_a_stage_states_a_command_that_make_knows(path: Path) -> None:
+    stated = re.findall(r"^#\s+make (train-\S+.*)$", path.read_text(), re.MULTILINE)
+    assert stated, "state the command that trains it"
+    for command in stated:
+        printed = make(*command.split())
+        assert f"-c configs/stage/{path.name}" in printed
+        assert printed.startswith(".venv/bin/neuroalign fit -c configs/trainer/cpu.yaml")
+        named_data = re.search(r"--data (\S+)", printed)
+        assert named_data is not None
+        assert (ROOT / named_data[1]).is_file()
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", files("data"), ids=named)
+def test_a_data_file_names_a_data_set_and_nothing_else(path: Path) -> None:
+    loaded = content(path)
+    assert set(loaded) == {"class_path", "init_args"}
+    kind = arguments.import_class(loaded["class_path"])
+    assert issubclass(kind, BrainDataModule)
+    assert kind.name == dataset_of(path), "runs of this file would be found under another name than its store"
+    interpolations = re.findall(r"\$\{([^}]*)\}?", path.read_text())
+    assert all(entry.startswith("oc.env:") for entry in interpolations), interpolations
+
+
+@pytest.mark.parametrize("path", files("data"), ids=named)
+def test_a_data_file_runs_with_tiny_data(path: Path, formats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[CLI] = []
+    run = cli.run
+    monkeypatch.setattr(cli, "run", lambda words: commands.append(run(words)))
+    words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={CONFIGS}/stage/ridge_lea.yaml", f"--data={path}"]
+    main(["fit", *words, *TINY[dataset_of(path)]])
+    [command] = commands
+    assert type(command.datamodule) is arguments.import_class(content(path)["class_path"])
+    assert bool(command.model.get_buffer("fitted"))
+    layout = command.model.layout
+    assert min(layout["train_samples"].values()) >= 20
+    assert layout["embedding_width"] >= 8
+
+
+# ---- trainers and loggers ------------------------------------------------------------------------
+
+
+def parsed_trainer(path: Path) -> Any:
+    parser = arguments.Parser(parser_mode="omegaconf+")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_argument("--config", action="config")
+    return parser.parse_args([f"--config={path}"]).trainer
+
+
+@pytest.mark.parametrize("path", files("trainer"), ids=named)
+def test_a_trainer_file_leaves_the_samplers_alone(path: Path, formats: Path) -> None:
+    loaded = content(path)
+    assert set(loaded) == {"trainer"}
+    config = parsed_trainer(path)
+    assert config.use_distributed_sampler is False
+    assert config.accelerator == loaded["trainer"]["accelerator"]
+    if path.stem in NEEDS_A_GPU and not torch.cuda.is_available():
+        return
+    trainer = Trainer(**config.as_dict() | {"logger": False})
+    assert trainer._accelerator_connector.use_distributed_sampler is False
+
+
+@pytest.mark.parametrize("path", files("logger"), ids=named)
+def test_a_logger_file_names_a_logger(path: Path) -> None:
+    loaded = content(path)
+    assert set(loaded) == {"trainer"}
+    assert set(loaded["trainer"]) == {"logger"}
+    logger = parsed_trainer(path).logger
+    assert logger.class_path == loaded["trainer"]["logger"]["class_path"]
+    assert set(logger.init_args.as_dict()) >= set(loaded["trainer"]["logger"]["init_args"])
+    assert "${" not in str(logger)
+
+
+# ---- make ----------------------------------------------------------------------------------------
+
+
+def make(*words: str) -> str:
+    """What ``make -n`` would run; ``.venv`` counts as there, and variables of this process do not reach it."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MAKELEVEL", "DATA", "TRAINER", "ARGS", "RESUME", "OVERWRITE")
+    }
+    result = subprocess.run(
+        ["make", "--no-print-directory", "-n", "-o", ".venv/.done", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_make_passes_on_data_trainer_and_arguments() -> None:
+    printed = make("train-ridge-lea", "DATA=vangerven2010", "TRAINER=ddp", "ARGS=--model.init_args.alpha=500")
+    words = printed.split()
+    assert words == [
+        *(".venv/bin/neuroalign", "fit", "-c", "configs/trainer/ddp.yaml", "-c", "configs/stage/ridge_lea.yaml"),
+        *("--data", "configs/data/vangerven2010.yaml", "--model.init_args.alpha=500"),
+    ]
+
+
+def test_make_takes_a_class_in_a_file_for_data() -> None:
+    assert "--data mine.py:Mine" in make("train-ridge-lea", "DATA=mine.py:Mine")
+    assert "--data configs/data/phantom.yaml" in make("train-ridge-lea")
+
+
+@pytest.mark.parametrize(("word", "flag"), [("RESUME=1", "--run.resume=true"), ("OVERWRITE=1", "--run.overwrite=true")])
+def test_make_resumes_and_overwrites_only_when_asked(word: str, flag: str) -> None:
+    assert flag in make("train-ridge-lea", word)
+    assert flag not in make("train-ridge-lea")
+
+
+def test_make_scores_and_converts() -> None:
+    assert make("score-ridge-lea").startswith(".venv/bin/neuroalign test -c configs/trainer/cpu.yaml")
+    assert make("convert", "DATA=miyawaki2008").endswith("convert --data configs/data/miyawaki2008.yaml")
+
+
+def test_make_alone_lists_every_target_with_a_line() -> None:
+    printed = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = dict(re.findall(r"^(\S+)\s{2,}(\S.*)$", printed.stdout, re.MULTILINE))
+    targets = set(re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets <= set(listed)
+    assert all(listed.values())
+    for kind, label in (("stage", "stages"), ("data", "data")):
+        found = re.search(rf"^{label}:\s*(.*)$", printed.stdout, re.MULTILINE)
+        assert found is not None
+        assert set(found[1].split()) == {path.stem for path in files(kind)}

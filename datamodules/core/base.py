@@ -342,7 +342,7 @@ class BrainDataModule(LightningDataModule):
             dataset,
             sampler=sampler,
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # typed for lists of samples
             num_workers=self.loader.workers,
             persistent_workers=self.loader.workers > 0,
         )

@@ -64,6 +64,9 @@ class Layout(TypedDict):
         train_samples: Number of training samples by subject.
         classes: Class names; the position of a name is the ``label`` number of a batch.
         protocol: Name of the split protocol.
+        fold: Which fold is tested, from 0.
+        folds: Number of folds; 1 for the data set's own division.
+        preparation: Options that shaped the training samples, and a checksum of the recordings.
         training_set: Identity of the set of training stimuli; a checkpoint is only tested on its own division.
         transductive: Whether test recordings took part in cleaning.
     """
@@ -81,6 +84,9 @@ class Layout(TypedDict):
     train_samples: dict[str, int]
     classes: list[str]
     protocol: str
+    fold: int
+    folds: int
+    preparation: dict[str, Any]
     training_set: str
     transductive: bool
 
@@ -174,6 +180,9 @@ class Score:
         stimuli: Number of different stimuli among them.
         similarity: ``cosine``, ``pearson`` or empty.
         protocol: Name of the split protocol.
+        fold: Which fold is tested, from 0.
+        folds: Number of folds; 1 for the data set's own division.
+        preparation: Options that shaped the training samples, and a checksum of the recordings.
         transductive: Whether test recordings took part in fitting anything.
         note: What a reader must know (few stimuli, why there is no ceiling).
     """

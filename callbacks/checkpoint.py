@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+
+from contracts import DataError
 
 
 class RunCheckpoint(Checkpoint):
@@ -27,6 +30,30 @@ class RunCheckpoint(Checkpoint):
         self.every_epochs = every_epochs
         self.every_minutes = every_minutes
         self._saved_at = time.monotonic()
+        self._lock: FileLock | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Claim the run folder for this fit.
+
+        Raises:
+            DataError: Another process is training this run.
+        """
+        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            self._lock = None
+            raise DataError(f"{folder} is being trained by another process; choose another --run.name") from None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the run folder go, however the fit ended."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.metrics import encoding
 from callbacks.score import Part, ScoreCallback, subjects_of, to_score
@@ -38,6 +39,9 @@ class Encoding(ScoreCallback):
         scores: list[Score] = []
         for subject in subjects_of(parts):
             outputs = [part.outputs[subject] for part in parts if subject in part.outputs]
+            if sum(len(output["row"]) for output in outputs) < 2:
+                rank_zero_warn(f"sub-{subject} has a single sample in this run, so there is nothing to correlate")
+                continue
             ceiling = parts[0].context.encoding_ceiling.get(subject) if len(parts) == 1 else None
             estimates = encoding(
                 *(torch.cat([part[name] for part in outputs]) for name in ("predicted_signal", "signal", "stimulus")),
@@ -53,6 +57,6 @@ class Encoding(ScoreCallback):
 
 
 def _reason(parts: Sequence[Part]) -> str:
-    if len(parts) > 1:
-        return "folds average different numbers of repetitions"
+    if parts[0].context.encoding_ceiling:
+        return "it is not joined over folds"
     return "the data set gives no noise ceiling"

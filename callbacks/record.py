@@ -160,6 +160,7 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     partial = path.with_name(f".{path.name}.partial")
     # a copy each: slices of one tensor share memory, which the format refuses
     save_file({name: value.clone().contiguous() for name, value in tensors.items()}, partial, metadata)
+    partial.chmod(0o644)  # the library writes files that only their owner can read
     os.replace(partial, path)
 
 

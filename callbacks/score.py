@@ -163,10 +163,19 @@ def to_score(
         n=estimate.n,
         stimuli=estimate.stimuli,
         similarity=similarity,
-        protocol=parts[0].context.layout["protocol"],
+        protocol=_protocol(parts),
         transductive=any(part.context.layout["transductive"] for part in parts),
         note="; ".join(filter(None, (estimate.note, "" if ceiling is not None else reason))),
     )
+
+
+def _protocol(parts: Sequence[Part]) -> str:
+    """The protocol with what was tested of it: a fold, several joined, or all."""
+    layout = parts[0].context.layout
+    if layout["folds"] == 1:
+        return layout["protocol"]
+    tested = f"fold {layout['fold']}" if len(parts) == 1 else f"{len(parts)} folds"
+    return f"{layout['protocol']} ({tested} of {layout['folds']})"
 
 
 def average(scores: Sequence[Score]) -> list[Score]:

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 import callbacks
 import datamodules
 import lightning_modules
-from contracts import DataError
+from contracts import DataError, UserError
 
 FILE_CLASS = re.compile(r"(?P<file>[^\s:'\"]+\.py):(?P<name>[A-Za-z_]\w*)")
 RUN_COMMANDS = ("fit", "validate", "test", "predict")
@@ -50,9 +51,14 @@ def import_file_class(text: str) -> str:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except Exception as error:
             del sys.modules[module_name]
-            raise
+            if isinstance(error, UserError):
+                raise
+            line = (
+                error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
+            )
+            raise DataError(f"{path}:{line} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(sys.modules[module_name], match["name"]):
         raise DataError(f"{path} defines no {match['name']!r}")
     return f"{module_name}.{match['name']}"
@@ -88,7 +94,13 @@ class Parser(LightningArgumentParser):
         # a value is echoed whole, and every class is optional to the parser: neither helps a reader
         noise = ("Given value", "- Expected a <class 'NoneType'>", "Did you mean")
         lines = [line for line in message.splitlines() if not line.strip().startswith(noise)]
-        super().error("\n".join(dict.fromkeys(lines)) + _did_you_mean(message), ex)
+        text = "\n".join(dict.fromkeys(lines)) + _did_you_mean(message)
+        # classes of files carry a mangled module name
+        text = re.sub(r"neuroalign_file_\w+?_(\w+)_py\.", r"\1.py:", text)
+        if not self.exit_on_error:
+            super().error(text, ex)
+        sys.stderr.write(f"{self.prog}: {text}\n(all options: {self.prog.split(' [')[0]} --help)\n")
+        self.exit(2)
 
 
 _MISSPELT = re.compile(

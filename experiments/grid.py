@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> None:
 def run_grid(
     stage: list[str],
     data: list[str],
-    trainer: str = "configs/trainer/cpu.yaml",
+    trainer: str = str(Path(__file__).parents[1] / "configs" / "trainer" / "cpu.yaml"),
     subjects: list[str] | None = None,
     folds: list[int] | None = None,
     seeds: list[int] = [0],  # noqa: B006  (never changed)
@@ -95,6 +95,9 @@ def run_grid(
         module = _datamodule(data_source, arguments)
         data_name, stage_name = name_of(data_source, type(module)), Path(stage_file).stem
         run_name = f"{name}_seed-{seed}" if len(seeds) > 1 else name
+        unknown = sorted(set(folds or ()) - set(range(module.folds)))
+        if unknown:
+            raise DataError(f"no folds {unknown} in {data_name}: it has {module.folds}, counted from 0; change --folds")
         scores: list[Score] = []
         for subject in subjects or module.subjects:
             cells = []

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -62,7 +63,7 @@ class CLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf+"},
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
             auto_configure_optimizers=False,
             args=[_import_argument(word) for word in args],
         )
@@ -97,6 +98,8 @@ class CLI(LightningCLI):
             config.ckpt_path = self._start_of_fit(config)
         elif config.ckpt_path is None and not config.trainer.fast_dev_run:
             config.ckpt_path = str(self._final())
+        if config.ckpt_path is not None and Path(config.ckpt_path).is_file() and not is_zipfile(config.ckpt_path):
+            raise DataError(f"{config.ckpt_path} is damaged or no checkpoint; train anew with --run.overwrite=true")
         if self.subcommand in ("validate", "test"):
             # our table says more than Lightning's
             config.verbose = False
@@ -131,6 +134,10 @@ class CLI(LightningCLI):
         if any(isinstance(logger, WandbLogger) for logger in loggers):
             _work_offline_without_login()
         if not trainer_config["fast_dev_run"]:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(f"cannot keep the run in {self.folder}: {error}; change --run.root") from error
             loggers = [*loggers, CSVLogger(self.folder, name="csv", version=self.subcommand)]
         self.trainer_defaults["callbacks"] = [RunCheckpoint(), RunRecord(table=self.run_options.table)]
         return super().instantiate_trainer(**kwargs, logger=loggers or False)
@@ -143,7 +150,6 @@ class _SaveRunConfig(SaveConfigCallback):
         self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
             # saved under a temporary name first: a killed run leaves the old file whole
             partial = folder / f".{self.config_filename}.partial"
             self.parser.save(self.config, partial, skip_none=False, overwrite=True, multifile=False)

@@ -9,7 +9,16 @@ from lightning import LightningModule
 
 from contracts import PASSED_THROUGH, Batch, ContractError, Layout, Output
 
-COMPARED = ("modality", "subjects", "shape", "channels", "embedding_width", "embedding_space", "training_set")
+COMPARED = (
+    "modality",
+    "subjects",
+    "shape",
+    "channels",
+    "embedding_width",
+    "embedding_space",
+    "training_set",
+    "preparation",
+)
 """Entries of a layout that must agree between a checkpoint and the data it is used on."""
 
 

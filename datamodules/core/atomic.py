@@ -48,10 +48,9 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
                 _remove(partial)
                 raise
     except OSError as error:
-        raise DataError(
-            f"could not make {target}: {error}. If it could not be written, free some space there or choose another "
-            "folder (--data.init_args.stores); nothing was kept."
-        ) from error
+        advice = "; free some space there or choose another folder (--data.init_args.stores)"
+        about_files = isinstance(error, FileNotFoundError)
+        raise DataError(f"could not make {target}: {error}{'' if about_files else advice}; nothing was kept") from error
     return target
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import traceback
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from contracts import NO_LABEL, Batch, DataError, Gallery, Layout, Modality, ScoreContext
+from contracts import NO_LABEL, Batch, DataError, Gallery, Layout, Modality, ScoreContext, UserError
 from datamodules.core.atomic import build_once
 from datamodules.core.dataset import Residence, SampleDataset
 from datamodules.core.download import PublicFile, fetch
@@ -162,12 +164,18 @@ class BrainDataModule(LightningDataModule):
                 "units": self.facts.units,
                 "conversion_options": options,
                 "root": str(self.root.absolute()),
+                "reader": self._reader,
             }
-            records = self.read(self.root)
+            records = self._records()
             write_store(folder, records, root=self.root, name=self.name, modality=self.facts.modality, about=about)
 
         folder = build_once(self.stores / (f"{self.name}-{digest}" if options else self.name), convert)
         store = BrainStore(folder, self.root)
+        if store.description["reader"] != self._reader:
+            raise DataError(
+                f"{folder} was made by another version of {type(self).__name__}.read; delete it to convert again, or "
+                "choose another folder with --data.init_args.stores"
+            )
         made_from = store.description["root"]
         # where the raw files are gone, the store is all there is
         if self.root.exists() and made_from != str(self.root.absolute()):
@@ -176,6 +184,24 @@ class BrainDataModule(LightningDataModule):
                 f"--data.init_args.stores, or delete {folder} to convert again"
             )
         return store
+
+    @property
+    def _reader(self) -> str:
+        """Checksum of the code of ``read``: what it gave before says nothing about what it gives now."""
+        return hashlib.sha256(inspect.getsource(type(self).read).encode()).hexdigest()[:16]
+
+    def _records(self) -> Iterator[Record]:
+        """What ``read`` yields; a fault in it is told in one line, with its place."""
+        try:
+            yield from self.read(self.root)
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise DataError(
+                f"{type(self).__name__}.read failed at {where.filename}:{where.lineno} ({where.line}): "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     @cached_property
     def subjects(self) -> list[str]:
@@ -251,6 +277,12 @@ class BrainDataModule(LightningDataModule):
         hashes = "".join(self.store.stimuli["sha256"].iloc[self._training_stimuli])
         return hashlib.sha256(hashes.encode()).hexdigest()[:8]
 
+    @property
+    def _preparation(self) -> dict[str, Any]:
+        checksums = [self.store.description["checksums"][f"sub-{name}_signals.npy"] for name in self.subjects]
+        options = {key: value for key, value in asdict(self.samples).items() if key != "average_test"}
+        return {**options, "recordings": hashlib.sha256("".join(checksums).encode()).hexdigest()[:8]}
+
     @cached_property
     def layout(self) -> Layout:
         """Shapes and names, known before anything is built; opens the store, or makes it."""
@@ -275,7 +307,10 @@ class BrainDataModule(LightningDataModule):
             embedding_space=space,
             train_samples={name: len(person.rows["train"]) for name, person in self.prepared.items()},
             classes=self.classes,
-            protocol=self.split.name,
+            protocol=self.split.protocol,
+            fold=self.split.fold,
+            folds=self.folds,
+            preparation=self._preparation,
             training_set=self._training_set,
             transductive=self.samples.cleaning != "none" and self.samples.cleaning_fit == "all",
         )

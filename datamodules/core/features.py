@@ -106,6 +106,7 @@ class FeatureBank:
             hashes = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), 32)
             try:
                 save_file({"embedding": embedding, "sha256": hashes}, path)
+                path.chmod(0o644)  # the library writes files that only their owner can read
             except SafetensorError as error:
                 raise OSError(str(error)) from error  # a full disk; build_once says what to do
 

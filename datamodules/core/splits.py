@@ -37,11 +37,6 @@ class SplitOptions:
     validation: float = 0.1
     seed: int = 0
 
-    @property
-    def name(self) -> str:
-        """The protocol as printed with every score."""
-        return f"{self.protocol} ({self.folds} folds)" if self.folds else self.protocol
-
 
 def number_of_folds(trials: pd.DataFrame, options: SplitOptions) -> int:
     """Return how many folds the protocol has in these trials (1 for the data set's own division)."""
@@ -66,7 +61,7 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
     """
     folds = number_of_folds(trials, options)
     if not 0 <= options.fold < folds:
-        raise DataError(f"split.fold must be 0..{folds - 1} under {options.name}, found {options.fold}")
+        raise DataError(f"split.fold must be 0..{folds - 1} under {options.protocol}, found {options.fold}")
     if not 0 <= options.validation < 1:
         raise DataError(f"split.validation is a share of the training stimuli, 0 <= v < 1, found {options.validation}")
     unit = trials["number"].map(classes) if options.protocol == "by_class" else trials["number"]
@@ -93,7 +88,9 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
     for name in ("train", "test"):
         if not (side == name).any():
             raise DataError(
-                f"no {name} trials under {options.name} (fold {options.fold}); change --data.init_args.split"
+                f"no {name} trials under {options.protocol}: the data set marks "
+                f"{', '.join(f'{n} {s}' for s, n in trials['split'].value_counts().items())} trials; correct the split "
+                "of its trials, or divide anew with --data.init_args.split.folds=5"
             )
     return pd.Series(side.astype(str), trials.index)
 

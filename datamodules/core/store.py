@@ -153,7 +153,7 @@ def write_store(
         records: What the data set's reader yields.
         root: The raw folder; pictures given as files are recorded relative to it.
         name: Name of the data set.
-        modality: ``fmri``, ``eeg`` or ``meg``.
+        modality: ``fmri`` (trials of V numbers), ``eeg`` or ``meg`` (trials of C x T numbers).
         about: Further entries of ``dataset_description.json`` (licence, citation, options).
 
     Raises:
@@ -175,6 +175,11 @@ def write_store(
             else:
                 if record.subject not in signals:
                     signals[record.subject] = _SignalWriter(folder, record.subject)
+                shape = "(trials, V)" if modality == "fmri" else "(trials, C, T)"
+                if record.signal.ndim != shape.count(",") + 1:
+                    raise DataError(
+                        f"sub-{record.subject}: {modality} signals are {shape}, found {record.signal.shape}"
+                    )
                 signals[record.subject].append(record.signal)
                 trials.append(_trial_table(record))
     finally:

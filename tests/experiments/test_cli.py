@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from experiments.cli import main
@@ -131,6 +132,65 @@ def test_a_checkpoint_of_other_data_is_refused_with_both_sides(neuroalign: Neuro
     other = ("--run.name=other", f"--ckpt_path={final}", "--data.init_args.embedding.target=pca(5)")
     message = neuroalign("test", *other, status=2)
     assert "embedding_width: checkpoint 8, data 5" in message
+
+
+def test_a_checkpoint_of_other_samples_is_refused(neuroalign: Neuroalign, tmp_path: Path) -> None:
+    neuroalign("fit")
+    message = neuroalign("test", "--data.init_args.samples.average_train=1", status=2)
+    assert "'average_train': 'all'" in message
+    assert "'average_train': 1" in message
+    # how test repetitions are averaged is free
+    neuroalign("test", "--data.init_args.samples.average_test=1")
+
+
+def test_a_damaged_checkpoint_is_one_error(neuroalign: Neuroalign, tmp_path: Path) -> None:
+    neuroalign("fit")
+    final = run_folder(tmp_path) / "final.ckpt"
+    final.write_bytes(final.read_bytes()[:-1000])
+    message = neuroalign("test", status=2)
+    assert "final.ckpt is damaged" in message
+    assert "Traceback" not in message
+
+
+def test_a_run_that_is_being_trained_is_left_alone(neuroalign: Neuroalign, tmp_path: Path) -> None:
+    run_folder(tmp_path).mkdir(parents=True)
+    with FileLock(run_folder(tmp_path) / ".lock"):
+        assert "trained by another process" in neuroalign("fit", status=2)
+    neuroalign("fit")
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_error(neuroalign: Neuroalign, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = neuroalign("fit", f"--run.root={tmp_path}/file", status=2)
+    assert "change --run.root" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('name = "noise"', "name = (", "noise.py:6 cannot be imported: SyntaxError"),
+        ("import numpy as np", "import nompy as np", "noise.py:2 cannot be imported: ModuleNotFoundError"),
+        ("rng = np.random.default_rng(0)", "{}['boom']", "noise.py:10 ({}['boom']): KeyError: 'boom'"),
+        ('split=["train"] * 22 + ["test"] * 8', 'split="train"', "marks 30 train trials"),
+    ],
+)
+def test_faults_of_a_users_file_are_one_line(
+    neuroalign: Neuroalign, tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    (tmp_path / "noise.py").write_text(OUTSIDE.replace(old, new))
+    message = neuroalign("fit", "--data.init_args.root=.", data="noise.py:Noise", status=2)
+    assert expected in message
+    assert "Traceback" not in message
+    assert "usage" not in message
+
+
+def test_a_reader_that_changed_does_not_get_the_old_store(neuroalign: Neuroalign, tmp_path: Path) -> None:
+    for name, text in (("one", OUTSIDE), ("two", OUTSIDE.replace("default_rng(0)", "default_rng(1)"))):
+        (tmp_path / f"{name}.py").write_text(text)
+    neuroalign("fit", "--data.init_args.root=.", "--run.name=one", data="one.py:Noise")
+    message = neuroalign("fit", "--data.init_args.root=.", "--run.name=two", data="two.py:Noise", status=2)
+    assert "another version of Noise.read" in message
 
 
 def test_data_has_exactly_one_source(neuroalign: Neuroalign, tmp_path: Path) -> None:

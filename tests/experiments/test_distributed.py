@@ -273,7 +273,7 @@ def test_a_fit_that_never_met_one_of_its_people_is_refused(
     monkeypatch.chdir(one.folder)
     words = [f"--config={CONFIGS}/trainer/cpu.yaml", STAGE, *FEW, "--run.name=half"]
     with pytest.raises(SystemExit):
-        main(["fit", *words, "--trainer.limit_train_batches=1"])
+        main(["fit", *words, "--trainer.limit_train_batches=0.125"])
     assert "sub-b: the pass over the training data held no sample of this person" in capfd.readouterr().err
     assert one.run("half").is_dir()
     assert not (one.run("half") / "final.ckpt").exists()

@@ -103,12 +103,6 @@ def test_the_fold_does_not_follow_the_order_of_stimuli() -> None:
     assert test not in [set(range(start, start + 6)) for start in range(0, 24, 6)]
 
 
-def test_name_says_protocol_and_folds() -> None:
-    assert SplitOptions().name == "by_stimulus"
-    assert "by_class" in SplitOptions(protocol="by_class", folds=5).name
-    assert "5 folds" in SplitOptions(protocol="by_class", folds=5).name
-
-
 def test_overlap_of_training_and_test_is_refused() -> None:
     trials = table()
     trials.loc[trials.index[trials["number"] == 21][0], "split"] = "train"

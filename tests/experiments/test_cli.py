@@ -324,6 +324,7 @@ def test_grid_joins_folds_and_averages_people(tmp_path: Path, monkeypatch, capsy
     # every one of the 120 pictures was tested once, in a gallery of all
     assert two_way["01"]["stimuli"] == 120
     assert two_way["01"]["gallery"] == "test (120)"
+    assert two_way["01"]["protocol"] == "by_stimulus (3 folds of 3)"
     assert two_way["mean"]["value"] == pytest.approx((two_way["01"]["value"] + two_way["02"]["value"]) / 2)
     assert len(list((tmp_path / "runs/phantom").glob("sub-*/ridge_lea/g_fold-*/final.ckpt"))) == 6
     assert "run folders:" in capsys.readouterr().out

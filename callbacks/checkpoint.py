@@ -50,7 +50,14 @@ class RunCheckpoint(Checkpoint):
             raise DataError(f"{folder} is being trained by another process; choose another --run.name") from None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the run folder go, however the fit ended."""
+        """Let the run folder go."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the run folder go when the fit fails, too: this process may try again."""
+        self._release()
+
+    def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -112,6 +112,7 @@ def test_a_failing_fit_leaves_the_old_result(neuroalign: Neuroalign, tmp_path: P
     message = neuroalign("fit", "--run.overwrite=true", "--model.init_args.memory_limit=1e-6", status=2)
     assert "memory_limit" in message
     assert (run_folder(tmp_path) / "final.ckpt").read_bytes() == before
+    neuroalign("fit", "--run.overwrite=true")
 
 
 def test_checkpoint_is_plain_data_and_loads_without_a_datamodule(neuroalign: Neuroalign, tmp_path: Path) -> None:

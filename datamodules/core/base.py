@@ -171,12 +171,12 @@ class BrainDataModule(LightningDataModule):
 
         folder = build_once(self.stores / (f"{self.name}-{digest}" if options else self.name), convert)
         store = BrainStore(folder, self.root)
-        if store.description["reader"] != self._reader:
+        if store.description.get("reader") != self._reader:
             raise DataError(
                 f"{folder} was made by another version of {type(self).__name__}.read; delete it to convert again, or "
                 "choose another folder with --data.init_args.stores"
             )
-        made_from = store.description["root"]
+        made_from = store.description.get("root")
         # where the raw files are gone, the store is all there is
         if self.root.exists() and made_from != str(self.root.absolute()):
             raise DataError(

@@ -86,7 +86,7 @@ class Layout(TypedDict):
     protocol: str
     fold: int
     folds: int
-    preparation: dict[str, Any]
+    preparation: dict[str, str]
     training_set: str
     transductive: bool
 

@@ -278,9 +278,10 @@ class BrainDataModule(LightningDataModule):
         return hashlib.sha256(hashes.encode()).hexdigest()[:8]
 
     @property
-    def _preparation(self) -> dict[str, Any]:
+    def _preparation(self) -> dict[str, str]:
         checksums = [self.store.description["checksums"][f"sub-{name}_signals.npy"] for name in self.subjects]
-        options = {key: value for key, value in asdict(self.samples).items() if key != "average_test"}
+        # text throughout: the argument parser would read a value of any type as YAML, a checksum of digits as a number
+        options = {key: str(value) for key, value in asdict(self.samples).items() if key != "average_test"}
         return {**options, "recordings": hashlib.sha256("".join(checksums).encode()).hexdigest()[:8]}
 
     @cached_property

@@ -139,9 +139,25 @@ def test_a_checkpoint_of_other_samples_is_refused(neuroalign: Neuroalign, tmp_pa
     neuroalign("fit")
     message = neuroalign("test", "--data.init_args.samples.average_train=1", status=2)
     assert "'average_train': 'all'" in message
-    assert "'average_train': 1" in message
+    assert "'average_train': '1'" in message
     # how test repetitions are averaged is free
     neuroalign("test", "--data.init_args.samples.average_test=1")
+
+
+def test_a_layout_of_odd_texts_survives_the_command_line(
+    neuroalign: Neuroalign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checksums and class names that look like numbers, dates or YAML stay what they are."""
+    from datamodules import Phantom
+
+    odd = {"cleaning": "12345678", "recordings": "1e10", "rois": "null"}
+    monkeypatch.setattr(Phantom, "_preparation", property(lambda self: odd))
+    monkeypatch.setattr(Phantom, "_training_set", property(lambda self: "00123456"))
+    neuroalign("fit")
+    neuroalign("test")
+    layout = torch.load(run_folder(tmp_path) / "final.ckpt", weights_only=True)["hyper_parameters"]["layout"]
+    assert layout["preparation"] == odd
+    assert layout["training_set"] == "00123456"
 
 
 def test_a_damaged_checkpoint_is_one_error(neuroalign: Neuroalign, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Data sets: one file each, swapped by naming another one in ``--data``."""
 
-from datamodules.core.base import BrainDataModule, Facts, LoaderOptions
+from datamodules.core.base import BrainDataModule, Facts
 from datamodules.core.download import PublicFile
 from datamodules.core.features import EmbeddingOptions
+from datamodules.core.loading import DataModule, LoaderOptions
 from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
 from datamodules.core.samples import SampleOptions
 from datamodules.core.splits import SplitOptions
@@ -12,6 +13,7 @@ from datamodules.vangerven2010 import VanGerven2010
 
 __all__ = [
     "BrainDataModule",
+    "DataModule",
     "EmbeddingOptions",
     "Facts",
     "LoaderOptions",

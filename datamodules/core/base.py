@@ -16,29 +16,20 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 import torch
-from lightning import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from contracts import NO_LABEL, Batch, DataError, Gallery, Layout, Modality, ScoreContext, UserError
+from contracts import NO_LABEL, DataError, Gallery, Layout, Modality, ScoreContext, UserError
 from datamodules.core.atomic import build_once
-from datamodules.core.dataset import Residence, SampleDataset
+from datamodules.core.dataset import SampleDataset
 from datamodules.core.download import PublicFile, fetch
 from datamodules.core.features import EmbeddingOptions, FeatureBank
+from datamodules.core.loading import EVALUATED, DataModule, LoaderOptions
 from datamodules.core.raw import Record
-from datamodules.core.sampler import BatchSampler
 from datamodules.core.samples import SampleOptions, SubjectSamples, prepare_subject
-from datamodules.core.splits import SPLIT_NAMES, SplitOptions, number_of_folds, split_trials
+from datamodules.core.splits import SplitOptions, number_of_folds, split_trials
 from datamodules.core.store import BrainStore, write_store
 from datamodules.core.targets import TargetTransform, fit_target
-
-EVALUATED: Mapping[str, str] = {
-    "validate": "validation",
-    "validation": "validation",
-    "test": "test",
-    "predict": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -66,24 +57,7 @@ class Facts:
     shape: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class LoaderOptions:
-    """How samples are served.
-
-    Attributes:
-        batch_size: Samples per process.
-        residence: Where signals live: ``mmap`` (on disk, mapped), ``ram``, or ``device`` (GPU memory).
-        workers: Processes that prepare batches; 0 is fastest unless pictures are decoded.
-        seed: Seed of the order of training samples.
-    """
-
-    batch_size: int = 64
-    residence: Residence = "mmap"
-    workers: int = 0
-    seed: int = 0
-
-
-class BrainDataModule(LightningDataModule):
+class BrainDataModule(DataModule):
     """Base of all data sets of brain recordings with pictures.
 
     A subclass sets ``name`` and ``facts`` and implements ``read``; it may list ``files`` that have a public
@@ -117,14 +91,13 @@ class BrainDataModule(LightningDataModule):
         split: SplitOptions = SplitOptions(),
         loader: LoaderOptions = LoaderOptions(),
     ) -> None:
-        super().__init__()
+        super().__init__(loader)
         self.root = Path(root)
         self.stores = Path(stores)
         self.chosen_subjects = subjects
         self.embedding = embedding
         self.samples = samples
         self.split = split
-        self.loader = loader
 
     # ---- what a data set provides ------------------------------------------------------------------
 
@@ -316,11 +289,19 @@ class BrainDataModule(LightningDataModule):
             transductive=self.samples.cleaning != "none" and self.samples.cleaning_fit == "all",
         )
 
+    def has_validation(self) -> bool:
+        """Whether some training stimuli are set aside."""
+        return self.split.validation > 0
+
+    def stimuli(self, split: str) -> frozenset[str]:
+        """SHA-256 of the pictures shown in the trials of a split."""
+        numbers = self.trials["number"][self.trials["side"] == split].unique()
+        return frozenset(self.store.stimuli["sha256"].iloc[numbers])
+
     def dataset(self, split: str) -> SampleDataset:
         """Return the samples of ``train``, ``validation`` or ``test``; indexing with a tensor gives a batch."""
-        if split not in SPLIT_NAMES:
-            raise DataError(f"split must be one of {', '.join(SPLIT_NAMES)}, found {split!r}")
-        keys = self._batch_keys()
+        self.check_split(split)
+        keys = self.batch_keys()
         return SampleDataset(
             [self.prepared[name] for name in self.subjects],
             split,
@@ -331,76 +312,18 @@ class BrainDataModule(LightningDataModule):
             device=self.trainer.strategy.root_device if self.trainer else torch.device("cpu"),
         )
 
-    # ---- Lightning ---------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Convert, embed and prepare everything that is missing."""
-        self.layout  # noqa: B018  (the property does the work, once)
-
-    def setup(self, stage: str) -> None:
-        """Refuse a trainer that would replace our samplers."""
-        if self.trainer and self.trainer._accelerator_connector.use_distributed_sampler:
-            raise DataError(
-                "the trainer would replace our samplers: set trainer.use_distributed_sampler=false "
-                "(every shipped trainer file does)"
-            )
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of training samples; in a new order each epoch, unless the stage wants each sample once."""
-        once = self._stage_wants("every_sample_once", False)
-        return self._loader("train", shuffle=not once, drop_last=not once)
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Batches of validation samples in a fixed order; none if nothing was set aside."""
-        return self._loader("validation") if self.split.validation else []
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Batches of test samples in a fixed order."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """The same as for testing."""
-        return self._loader("test")
-
-    def _loader(self, split: str, *, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Batch]:
-        dataset = self.dataset(split)
-        sampler = BatchSampler(
-            dataset.group,
-            self.loader.batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            seed=self.loader.seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
-        )
-        # batch_size=None: the sampler's tensor goes to the data set as it is, which returns a whole batch
-        return DataLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=None,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # typed for lists of samples
-            num_workers=self.loader.workers,
-            persistent_workers=self.loader.workers > 0,
-        )
-
-    def _batch_keys(self) -> frozenset[str]:
-        keys: frozenset[str] = self._stage_wants("batch_keys", frozenset({"signal", "embedding"}))
-        return keys
-
-    def _stage_wants(self, attribute: str, otherwise: Any) -> Any:
-        """What the attached stage declares (see ``lightning_modules.stage.Stage``), or the usual."""
-        module = self.trainer.lightning_module if self.trainer else None
-        return getattr(module, attribute, otherwise)
-
     # ---- what scores need --------------------------------------------------------------------------
 
     def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
         """Return galleries, ceilings, protocol and layout for scoring a split (contract 3)."""
         split = EVALUATED[stage]
+        self.check_split(split)
         if not (self.trials["side"] == split).any():
             raise DataError(f"no {split} trials to score; change --data.init_args.split")
         shown = torch.from_numpy(np.unique(np.concatenate([p.stimulus[split] for p in self.prepared.values()])))
-        known = torch.from_numpy(np.unique(self.trials["number"].to_numpy(np.int64)))
+        # what is fitted must not meet the test pictures, not even as distractors
+        known_trials = self.trials if split == "test" else self.trials[self.trials["side"] != "test"]
+        known = torch.from_numpy(np.unique(known_trials["number"].to_numpy(np.int64)))
         galleries = {
             "test": Gallery(self.targets[shown], shown, self.labels[shown], "image"),
             "all": Gallery(self.targets[known], known, self.labels[known], "extra"),
@@ -439,8 +362,3 @@ class BrainDataModule(LightningDataModule):
         noise = float(np.mean([1 / len(trials) for trials in person.groups[split]]))
         power = torch.from_numpy(ncsnr if person.kept is None else ncsnr[person.kept]).double().square()
         return torch.sqrt(power / (power + noise))
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    """Keep a batch: it is whole, and PyTorch's own conversion would walk through it again."""
-    return batch

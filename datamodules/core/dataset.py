@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from contracts import PADDING, Batch, DataError
+from datamodules.core.loading import Residence, Samples
 from datamodules.core.samples import SubjectSamples
 
 Array = NDArray[Any]
-Residence = Literal["mmap", "ram", "device"]
 
 
-class SampleDataset(Dataset[Batch]):
+class SampleDataset(Samples):
     """Samples of one split, served as batches: ``dataset[numbers]`` is a ``Batch``.
 
     Sample numbers run over the people in order; ``~i`` gives sample ``i`` marked as padding.
@@ -61,7 +59,7 @@ class SampleDataset(Dataset[Batch]):
         self.subject = torch.repeat_interleave(torch.arange(len(people)), torch.tensor(sizes))
         shapes = [tuple(person.mean.shape) for person in people]
         layouts = {shape: number for number, shape in enumerate(dict.fromkeys(shapes))}
-        self.group: Int64[Tensor, " n"] = torch.tensor([layouts[shape] for shape in shapes])[self.subject]
+        self.group = torch.tensor([layouts[shape] for shape in shapes])[self.subject]
         self.targets = None if targets is None else targets.to(place)
         self.labels = labels
         self.image = image

@@ -317,7 +317,7 @@ class DataModuleContract(ABC):
     ) -> None:
         data = self.open(root)
         wanted = frozenset({"signal", "image"})
-        monkeypatch.setattr(data, "_batch_keys", lambda: wanted)
+        monkeypatch.setattr(data, "batch_keys", lambda: wanted)
         for batch in everything(data, "test"):
             assert "embedding" not in batch
             assert batch["image"].dtype == torch.uint8

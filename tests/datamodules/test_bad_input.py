@@ -105,7 +105,7 @@ def test_pictures_of_different_sizes_cannot_share_a_batch(tmp_path: Path, monkey
     ]
     data = recording(tmp_path, records, split=SplitOptions(validation=0.0), loader=LoaderOptions(batch_size=2))
     use(data)
-    monkeypatch.setattr(data, "_batch_keys", lambda: frozenset({"signal", "image"}))
+    monkeypatch.setattr(data, "batch_keys", lambda: frozenset({"signal", "image"}))
     with pytest.raises(DataError, match="pictures of different sizes cannot share a batch"):
         list(data.test_dataloader())
 

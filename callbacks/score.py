@@ -73,9 +73,10 @@ class ScoreCallback(Callback):
                 f"{', '.join(sorted(given)) or 'nothing'} in {stage}; remove the callback or choose another stage"
             )
 
-    def _start(self, trainer: Trainer, stage: str) -> None:
+    def _start(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit/test
-        self._context = datamodule.score_context(stage)
+        stage_module: Any = pl_module
+        self._context = stage_module.score_context(datamodule.score_context(stage))
         names = sorted(self.needs | set(PASSED_THROUGH))
         self._outputs = Outputs(names)
 
@@ -96,7 +97,7 @@ class ScoreCallback(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask for the context."""
-        self._start(trainer, "validation")
+        self._start(trainer, pl_module, "validation")
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -111,7 +112,7 @@ class ScoreCallback(Callback):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask for the context."""
-        self._start(trainer, "test")
+        self._start(trainer, pl_module, "test")
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -164,7 +165,9 @@ def to_score(
         stimuli=estimate.stimuli,
         similarity=similarity,
         protocol=_protocol(parts),
-        transductive=any(part.context.layout["transductive"] for part in parts),
+        transductive=any(
+            made["transductive"] for part in parts for made in (part.context.layout, *part.context.lineage)
+        ),
         note="; ".join(filter(None, (estimate.note, "" if ceiling is not None else reason))),
     )
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import jsonargparse
 import yaml
+from jsonargparse import _typehints as typehints
 from jsonargparse import set_loader
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -84,6 +85,20 @@ def _load(text: str) -> Any:
 
 # the mode's own loader reads YAML and leaves interpolations to the parser; ours also imports files of classes
 set_loader("omegaconf+", _load, exceptions=(yaml.YAMLError, DataError))
+
+
+def _forget_arguments(parser_or_action: Any, previous: Any, value: Any) -> None:
+    """Forget the arguments of a class when another one is named in its place."""
+    if not previous or not previous.get("init_args"):
+        return
+    if import_class(previous["class_path"]) is not import_class(value["class_path"]):
+        for key in list(previous["init_args"].keys()):
+            del previous["init_args"][key]
+
+
+# the parser's own function keeps every argument whose name the new class also knows, defaults of the old class
+# included: --model.init_args.encoder=LinearEncoder would get the dropout of the encoder before it
+typehints.discard_init_args_on_class_path_change = _forget_arguments
 
 
 class Parser(LightningArgumentParser):

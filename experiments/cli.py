@@ -41,9 +41,19 @@ def main(args: Sequence[str] | None = None) -> None:
             COMMANDS[words[0]][0](words[1:])
         else:
             run(words)
-    except UserError as error:
-        print(f"neuroalign: {error}", file=sys.stderr)
+    except Exception as error:
+        mendable = _mendable(error)
+        if mendable is None:
+            raise
+        print(f"neuroalign: {mendable}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _mendable(error: BaseException | None) -> UserError | None:
+    """The error that a user can mend, where the argument parser has wrapped one into its own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def _quiet() -> None:

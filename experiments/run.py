@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import is_zipfile
 
 from lightning import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -32,6 +33,10 @@ class RunOptions:
         resume: Continue from the run's last checkpoint, if there is one.
         overwrite: Train anew although the run is finished; its results are replaced when the new fit is.
         table: Print the scores of a test.
+        monitor: Logged value (``validation/...``) by which the kept checkpoint is chosen; None keeps the last.
+        mode: Whether its least (``min``) or greatest (``max``) value is best.
+        patience: Validations without improvement of ``monitor`` after which the fit stops; None for no limit.
+        checkpoint_minutes: Minutes between checkpoints within an epoch.
     """
 
     root: str = "runs"
@@ -39,6 +44,10 @@ class RunOptions:
     resume: bool = False
     overwrite: bool = False
     table: bool = True
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+    patience: int | None = None
+    checkpoint_minutes: float = 15.0
 
 
 class CLI(LightningCLI):
@@ -138,9 +147,26 @@ class CLI(LightningCLI):
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DataError(f"cannot keep the run in {self.folder}: {error}; change --run.root") from error
-            loggers = [*loggers, CSVLogger(self.folder, name="csv", version=self.subcommand)]
-        self.trainer_defaults["callbacks"] = [RunCheckpoint(), RunRecord(table=self.run_options.table)]
+            loggers = [*loggers, CSVLogger(self.folder, name="csv", version=self._log_version())]
+        options = self.run_options
+        self.trainer_defaults["callbacks"] = [
+            RunCheckpoint(every_minutes=options.checkpoint_minutes, monitor=options.monitor, mode=options.mode),
+            RunRecord(table=options.table),
+        ]
+        if options.patience is not None:
+            if options.monitor is None:
+                raise DataError("--run.patience needs something to watch: set --run.monitor, such as validation/loss")
+            self.trainer_defaults["callbacks"].append(
+                EarlyStopping(monitor=options.monitor, mode=options.mode, patience=options.patience)
+            )
         return super().instantiate_trainer(**kwargs, logger=loggers or False)
+
+    def _log_version(self) -> str:
+        """One folder of logs a command; a resumed fit gets another one beside those of its earlier parts."""
+        config = self.config[self.subcommand]
+        resumed = self.subcommand == "fit" and config.ckpt_path and Path(config.ckpt_path).parent == self.folder
+        earlier = len(list((self.folder / "csv").glob("fit*"))) if resumed else 0
+        return f"fit-{earlier + 1}" if earlier else str(self.subcommand)
 
 
 class _SaveRunConfig(SaveConfigCallback):

@@ -1,6 +1,17 @@
 """Training stages: one LightningModule a file."""
 
+from lightning_modules.contrastive import ContrastiveAlignment
+from lightning_modules.networks.encoders import LinearEncoder, ResidualMLP, TemporalSpatialConv
 from lightning_modules.ridge_lea import RidgeAlignment
-from lightning_modules.stage import Stage
+from lightning_modules.stage import AdamW, GradientStage, Stage
 
-__all__ = ["RidgeAlignment", "Stage"]
+__all__ = [
+    "AdamW",
+    "ContrastiveAlignment",
+    "GradientStage",
+    "LinearEncoder",
+    "ResidualMLP",
+    "RidgeAlignment",
+    "Stage",
+    "TemporalSpatialConv",
+]

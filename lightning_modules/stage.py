@@ -1,13 +1,19 @@
-"""Stage: what all training stages share."""
+"""Stage: what all training stages share; GradientStage: what those trained by gradients share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
+import numpy as np
+import torch
 from lightning import LightningModule
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # listed without __all__
+from torch import nn
 
-from contracts import PASSED_THROUGH, Batch, ContractError, Layout, Output
+from contracts import PASSED_THROUGH, Batch, ContractError, Gallery, Layout, Output, ScoreContext
 
 COMPARED = (
     "modality",
@@ -21,6 +27,8 @@ COMPARED = (
 )
 """Entries of a layout that must agree between a checkpoint and the data it is used on."""
 
+Schedule = Literal["constant", "cosine", "linear"]
+
 
 class Stage(LightningModule):
     """Base of all training stages; a subclass reads like the paper it implements.
@@ -33,6 +41,8 @@ class Stage(LightningModule):
         batch_keys: Entries of the batch that the stage reads beside ``PASSED_THROUGH``.
         every_sample_once: Whether an epoch must hold every sample exactly once (closed-form stages), with
             padding marked by ``row``; else training drops the last ragged batch.
+        lineage: The earlier stages that this one was made from, each with its protocol, its training stimuli
+            and whether it saw test recordings.
 
     Args:
         layout: Shapes and names of the data (contract 0), linked from the datamodule.
@@ -51,8 +61,18 @@ class Stage(LightningModule):
         """Return the entries that every output carries on."""
         return {name: batch[name] for name in PASSED_THROUGH}  # type: ignore[literal-required]
 
+    def galleries(self) -> Mapping[str, Gallery]:
+        """Galleries that only the stage can make, such as texts through its own text tower."""
+        return {}
+
+    def score_context(self, context: ScoreContext) -> ScoreContext:
+        """Add to the datamodule's context what the stage knows (contract 3)."""
+        lineage = tuple({key: entry[key] for key in entry if key != "training_stimuli"} for entry in self.lineage)
+        return replace(context, galleries={**context.galleries, **self.galleries()}, lineage=lineage)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record what this stage was made from; scores of later stages name it."""
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
         checkpoint["lineage"] = [
             *self.lineage,
             {
@@ -60,6 +80,7 @@ class Stage(LightningModule):
                 "protocol": self.layout["protocol"],
                 "training_set": self.layout["training_set"],
                 "transductive": self.layout["transductive"],
+                "training_stimuli": sorted(datamodule.stimuli("train")) if datamodule else [],
             },
         ]
 
@@ -69,13 +90,135 @@ class Stage(LightningModule):
         Raises:
             ContractError: The layouts differ; both sides are shown.
         """
-        stored: Mapping[str, Any] = checkpoint["hyper_parameters"]["layout"]
-        here: Mapping[str, Any] = self.layout
-        different = [
-            f"  {key}: checkpoint {stored[key]!r}, data {here[key]!r}" for key in COMPARED if stored[key] != here[key]
-        ]
-        if different:
+        refuse_other_data(checkpoint, self.layout, COMPARED)
+        self.lineage = checkpoint["lineage"][:-1]
+
+    def on_test_start(self) -> None:
+        """Refuse to test on pictures that an earlier stage was trained on, unless the protocol says so.
+
+        Raises:
+            ContractError: There are such pictures.
+        """
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.test
+        for stage in self.lineage if datamodule else ():
+            seen = datamodule.stimuli("test") & set(stage["training_stimuli"])
+            if seen and self.layout["protocol"] != "leave_one_repetition_out":
+                raise ContractError(
+                    f"{len(seen)} test pictures were training pictures of the {stage['stage']} that this "
+                    f"{type(self).__name__} was made from; train that one on the same division of the data"
+                )
+
+
+def refuse_other_data(checkpoint: Mapping[str, Any], layout: Layout, compared: tuple[str, ...]) -> None:
+    """Compare the layout of a checkpoint with that of the data.
+
+    Raises:
+        ContractError: Some of the ``compared`` entries differ; both sides are shown.
+    """
+    stored: Mapping[str, Any] = checkpoint["hyper_parameters"]["layout"]
+    here: Mapping[str, Any] = layout
+    different = [
+        f"  {key}: checkpoint {stored[key]!r}, data {here[key]!r}" for key in compared if stored[key] != here[key]
+    ]
+    if different:
+        raise ContractError(
+            "the checkpoint does not fit the data; give the --data options it was trained with, or train anew:\n"
+            + "\n".join(different)
+        )
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Optimiser and schedule of a stage (Loshchilov and Hutter 2019).
+
+    Attributes:
+        lr: Largest learning rate.
+        weight_decay: Decoupled weight decay; not for biases, gains and other vectors.
+        betas: Decay rates of the two moments.
+        warmup: Share of all steps over which the rate rises linearly.
+        schedule: What follows: ``constant``, ``cosine`` or ``linear`` to zero.
+
+    Raises:
+        ContractError: A rate that is not positive, a negative decay, a share outside 0..1.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: float = 0.0
+    schedule: Schedule = "constant"
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.warmup <= 1):
             raise ContractError(
-                "the checkpoint does not fit the data; give the --data options it was trained with, or train anew:\n"
-                + "\n".join(different)
+                f"lr must be positive, weight_decay at least 0 and warmup a share of the steps, found lr={self.lr}, "
+                f"weight_decay={self.weight_decay}, warmup={self.warmup}"
+            )
+
+    def rate(self, step: int, steps: int) -> float:
+        """Factor on ``lr`` at a step, counted from 0, of ``steps``."""
+        rising = round(self.warmup * steps)
+        if step < rising:
+            return (step + 1) / rising
+        share = (step - rising) / max(steps - rising, 1)
+        return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[self.schedule]
+
+
+class GradientStage(Stage):
+    """Base of stages trained by gradients.
+
+    Before every batch the global random state is set to a function of (seed, epoch, batch, process), so that
+    dropout and masks of a resumed fit are those of an unbroken one, from whatever point it resumes.
+
+    Args:
+        layout: Shapes and names of the data.
+        optimiser: Optimiser and schedule.
+        compile: Compile the networks (``networks``) in place when a fit starts; names of weights stay.
+    """
+
+    def __init__(self, layout: Layout, *, optimiser: AdamW, compile: bool = False) -> None:
+        super().__init__(layout)
+        self.optimiser = optimiser
+        self.compiled = compile
+        self._seed = 0
+
+    def networks(self) -> Iterator[nn.Module]:
+        """What ``compile`` compiles."""
+        yield from self.children()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with the schedule stepped after every batch that stepped."""
+        options = self.optimiser
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps) and (options.schedule != "constant" or options.warmup):
+            raise ContractError("a schedule needs an end: set --trainer.max_epochs or --trainer.max_steps")
+        groups = param_groups_weight_decay(self, options.weight_decay)
+        optimiser = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: options.rate(step, int(steps)))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Keep the seed of the fit, and compile."""
+        self._seed = torch.initial_seed()
+        if self.compiled:
+            for network in self.networks():
+                network.compile()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the random state of this step."""
+        key = np.random.SeedSequence([self._seed, self.current_epoch, batch_idx, self.global_rank])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop when the loss is no number, before a checkpoint of it is kept.
+
+        Raises:
+            ContractError: The loss is NaN or infinite.
+        """
+        # asking a GPU for a number makes it wait, so not at every step
+        looked_at = self.trainer.is_last_batch or (batch_idx + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if looked_at and not torch.isfinite(outputs["loss"]):
+            raise ContractError(
+                f"the loss is {outputs['loss'].item()} in epoch {self.current_epoch}, batch {batch_idx}; lower "
+                f"--model.init_args.lr (now {self.optimiser.lr}) or clip gradients (--trainer.gradient_clip_val=1)"
             )

@@ -32,6 +32,7 @@ TINY_PHANTOM = (
     '"test_repetitions": 1, "sessions": 1}',
     "--data.init_args.embedding.image_size=8",
     "--data.init_args.embedding.target=pca(8)",
+    "--data.init_args.loader.batch_size=16",
 )
 # by the name of the data set, which may stand in several files: what makes it tiny
 TINY = {"phantom": TINY_PHANTOM, "vangerven2010": (), "miyawaki2008": ()}

@@ -229,7 +229,7 @@ def test_data_has_exactly_one_source(neuroalign: Neuroalign, tmp_path: Path) -> 
 )
 def test_a_typo_ends_with_a_suggestion(neuroalign: Neuroalign, argument: str, suggestion: str) -> None:
     message = neuroalign("fit", argument, status=2)
-    assert f"Did you mean: {suggestion}" in message
+    assert suggestion in message.partition("Did you mean: ")[2]
     assert "Given value" not in message
 
 

@@ -1,0 +1,171 @@
+"""InfoNCE: recordings and pictures that belong together, told from all others of the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_gather
+
+from contracts import NO_LABEL, ContractError
+
+Normalise = Literal["none", "image", "brain", "both"]
+Direction = Literal["brain_to_image", "image_to_brain", "symmetric"]
+TemperatureForm = Literal["fixed", "exp", "softplus", "raw"]
+Positives = Literal["none", "stimulus", "label"]
+Duplicates = Literal["removed", "negatives"]
+
+
+class InfoNCE(nn.Module):
+    r"""Contrastive loss of B recordings and the embeddings of the B pictures seen, over all processes.
+
+    With logits :math:`l_{ij} = s\, b_i \cdot v_j` of recording i and picture j, positives P(i) and candidates C(i),
+
+    .. math:: L_{b \to v} = \frac1B \sum_i \Big( \log \sum_{j \in C(i)} e^{l_{ij}}
+              - \frac1{|P(i)|} \sum_{p \in P(i)} l_{ip} \Big)
+
+    and ``symmetric`` is the mean of this and the same from pictures to recordings. Candidates are gathered from
+    all processes with gradients; each process returns the loss of its own rows, so that the mean over processes
+    (which DDP takes of gradients) is the loss of the whole batch.
+
+    Published choices: CLIP (Radford et al. 2021, figure 3) ``both, symmetric, exp`` from temperature .07 and a
+    scale of at most 100; Ferrante et al. (2024) ``both, brain_to_image, fixed`` at .1, ``duplicates: negatives``;
+    Défossez et al. (2023), eq. 2 ``image, brain_to_image, fixed`` at 1; Khosla et al. (2020), eq. 2 (L_out)
+    ``positives: label``; code that multiplies by the parameter itself, as ATM's (Li et al. 2024), ``raw``.
+
+    Args:
+        normalise: Which side has length 1 in the dot product.
+        direction: Which side asks: ``brain_to_image``, ``image_to_brain`` or ``symmetric``.
+        temperature: 1 / s at the start.
+        temperature_form: s is ``fixed``, or learned as ``exp``(t), ``softplus``(t) or t itself (``raw``).
+        max_scale: Largest s of a learned temperature.
+        positives: What belongs together beside a recording and the picture seen: nothing, recordings of the same
+            ``stimulus``, or of the same class (``label``; the same stimulus always is).
+        duplicates: Pairs of the same stimulus that are not positives are ``removed`` from the candidates, or count
+            as ``negatives``.
+
+    Raises:
+        ContractError: A temperature or ``max_scale`` that is not positive, or a start above ``max_scale``.
+    """
+
+    def __init__(
+        self,
+        *,
+        normalise: Normalise = "both",
+        direction: Direction = "symmetric",
+        temperature: float = 0.07,
+        temperature_form: TemperatureForm = "exp",
+        max_scale: float = 100.0,
+        positives: Positives = "none",
+        duplicates: Duplicates = "removed",
+    ) -> None:
+        super().__init__()
+        if not 0 < temperature < math.inf or not max_scale > 0:
+            raise ContractError(f"temperature and max_scale must be positive, found {temperature} and {max_scale}")
+        scale = 1 / temperature
+        if temperature_form != "fixed" and scale > max_scale:
+            raise ContractError(f"a temperature of {temperature} is a scale of {scale}, above max_scale={max_scale}")
+        self.normalise = normalise
+        self.direction = direction
+        self.temperature_form = temperature_form
+        self.max_scale = max_scale
+        self.positives = positives
+        self.duplicates = duplicates
+        # softplus(t) = s; log(expm1(s)) overflows for large s
+        start = {"exp": math.log(scale), "softplus": scale + math.log(-math.expm1(-scale))}.get(temperature_form, scale)
+        if temperature_form == "fixed":
+            self.register_buffer("logit_scale", torch.tensor(start))
+        else:
+            self.logit_scale = nn.Parameter(torch.tensor(start))
+
+    @property
+    def scale(self) -> Float[Tensor, ""]:
+        """The factor s on similarities."""
+        value: Tensor = self.logit_scale
+        if self.temperature_form == "fixed":
+            return value
+        if self.temperature_form == "exp":
+            value = value.exp()
+        elif self.temperature_form == "softplus":
+            value = F.softplus(value)
+        return value.clamp(max=self.max_scale)
+
+    def forward(
+        self,
+        brain: Float[Tensor, "b d"],
+        image: Float[Tensor, "b d"],
+        *,
+        stimulus: Int64[Tensor, " b"],
+        label: Int64[Tensor, " b"],
+        gather: bool = True,
+    ) -> Float[Tensor, ""]:
+        """Return the loss of this process's rows, in float32.
+
+        Args:
+            brain: Embeddings of recordings; as many on every process.
+            image: Embeddings of the pictures seen.
+            stimulus: Which picture each one is.
+            label: Class of each picture, or ``NO_LABEL``.
+            gather: Whether candidates come from all processes, or from these rows alone.
+        """
+        collect = _gather if gather and _world_size() > 1 else _as_it_is
+        # half precision cannot tell large logits apart
+        with torch.autocast(brain.device.type, enabled=False):
+            brain, image = brain.float(), image.float()
+            if self.normalise in ("brain", "both"):
+                brain = F.normalize(brain, dim=-1)
+            if self.normalise in ("image", "both"):
+                image = F.normalize(image, dim=-1)
+            positive, candidate = self._pairs(stimulus, label, collect)
+            losses = []
+            if self.direction != "image_to_brain":
+                losses.append(_cross_entropy(self.scale * brain @ collect(image).T, positive, candidate))
+            if self.direction != "brain_to_image":
+                losses.append(_cross_entropy(self.scale * image @ collect(brain).T, positive, candidate))
+            return torch.stack(losses).mean()
+
+    def _pairs(
+        self, stimulus: Int64[Tensor, " b"], label: Int64[Tensor, " b"], collect: Callable[[Tensor], Tensor]
+    ) -> tuple[Bool[Tensor, "b w"], Bool[Tensor, "b w"]]:
+        """Which columns are positives of each row, and which are candidates at all."""
+        rank = distributed.get_rank() if collect is _gather else 0
+        all_stimuli, all_labels = collect(stimulus), collect(label)
+        own = torch.zeros(len(stimulus), len(all_stimuli), dtype=torch.bool, device=stimulus.device)
+        own[:, rank * len(stimulus) : (rank + 1) * len(stimulus)].fill_diagonal_(True)
+        same = stimulus[:, None] == all_stimuli
+        if self.positives == "none":
+            return own, own | ~same if self.duplicates == "removed" else torch.ones_like(own)
+        if self.positives == "label":
+            same = same | ((label[:, None] == all_labels) & (label[:, None] != NO_LABEL))
+        return same, torch.ones_like(own)
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "b w"], positive: Bool[Tensor, "b w"], candidate: Bool[Tensor, "b w"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy with the target uniform over the positives."""
+    total = logits.masked_fill(~candidate, -math.inf).logsumexp(dim=1)
+    mean = logits.masked_fill(~positive, 0).sum(dim=1) / positive.sum(dim=1)
+    return (total - mean).mean()
+
+
+def _world_size() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
+
+
+def _gather(values: Tensor) -> Tensor:
+    """Rows of all processes in the order of ranks, with gradients to all of them."""
+    if values.requires_grad:
+        return torch.cat(all_gather(values.contiguous()))
+    parts = [torch.empty_like(values) for _ in range(_world_size())]
+    distributed.all_gather(parts, values.contiguous())
+    return torch.cat(parts)

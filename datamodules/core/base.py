@@ -272,11 +272,11 @@ class BrainDataModule(DataModule):
             modality=self.store.modality,
             subjects=self.subjects,
             shape={name: list(person.mean.shape) for name, person in self.prepared.items()},
-            rois={name: person.rois for name, person in self.prepared.items()},
+            rois={name: person.kept.rois for name, person in self.prepared.items()},
             channels=list(first.channels),
             positions=[] if first.positions is None else first.positions.tolist(),
             sampling_rate=first.sampling_rate,
-            start=first.start,
+            start=self.prepared[self.subjects[0]].kept.start,
             embedding_width=self.targets.shape[1],
             embedding_space=space,
             train_samples={name: len(person.rows["train"]) for name, person in self.prepared.items()},
@@ -360,5 +360,5 @@ class BrainDataModule(DataModule):
             return None
         person = self.prepared[subject]
         noise = float(np.mean([1 / len(trials) for trials in person.groups[split]]))
-        power = torch.from_numpy(ncsnr if person.kept is None else ncsnr[person.kept]).double().square()
+        power = torch.from_numpy(ncsnr if person.kept.index is None else ncsnr[person.kept.index]).double().square()
         return torch.sqrt(power / (power + noise))

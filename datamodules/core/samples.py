@@ -42,7 +42,8 @@ class SampleOptions:
             1 keeps single trials, ``all`` averages all there are.
         average_test: The same for validation and test.
         normalise: ``zscore``: each feature to mean 0 and SD 1 over the averaged training samples; ``none``.
-        rois: Regions to keep, in this order; None for all.
+        rois: fMRI: regions to keep, in this order; None for all.
+        window: EEG/MEG: times to keep, ``[from, to)`` in seconds relative to stimulus onset; None for all.
         bad_features: What to do with features that hold NaN or are constant: ``refuse``, or ``zero`` to make
             them 0 in every sample, so that they say nothing.
     """
@@ -53,7 +54,25 @@ class SampleOptions:
     average_test: Average = "all"
     normalise: Literal["none", "zscore"] = "zscore"
     rois: list[str] | None = None
+    window: tuple[float, float] | None = None
     bad_features: Literal["refuse", "zero"] = "refuse"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Part of a recording's features.
+
+    Attributes:
+        index: Features, counted over the flattened ``(V,)`` or ``(C, T)``; None for all.
+        shape: Shape of one sample.
+        rois: Name -> number of voxels among them.
+        start: Time of the first sample relative to stimulus onset, in seconds.
+    """
+
+    index: Array | None
+    shape: tuple[int, ...]
+    rois: dict[str, int]
+    start: float
 
 
 @dataclass(frozen=True)
@@ -67,8 +86,7 @@ class SubjectSamples:
         stimulus: For each split, the stimulus number of each sample.
         mean: ``(V,)`` or ``(C, T)`` float32 over training samples.
         std: The same shape, 1 where not normalised.
-        rois: Name -> number of voxels among those kept.
-        kept: Voxels of the recording that were kept; None for all.
+        kept: Which part of the recording this is.
     """
 
     signal: Array
@@ -77,8 +95,7 @@ class SubjectSamples:
     stimulus: dict[str, Array]
     mean: Array
     std: Array
-    rois: dict[str, int]
-    kept: Array | None
+    kept: Kept
 
 
 def prepare_subject(
@@ -104,17 +121,17 @@ def prepare_subject(
     """
     raw = store.signals(subject)
     groups = {name: _groups(trials[split == name], options, training=name == "train") for name in SPLIT_NAMES}
-    keep, rois = _regions(store, subject, options)
+    kept = _kept(store, subject, options)
     bad = np.asarray(store.description["bad_features"][subject], np.int64)
-    if keep is not None:
-        bad = np.intersect1d(bad, keep)
+    if kept.index is not None:
+        bad = np.intersect1d(bad, kept.index)
     if len(bad) and options.bad_features == "refuse":
         raise DataError(
             f"sub-{subject}: {len(bad)} of {raw[0].size} features hold NaN or infinite values (the first is "
             f"{bad[0]}); mend the recording or set --data.init_args.samples.bad_features=zero"
         )
     single = all(len(trial) == 1 for group in groups.values() for trial in group)
-    as_stored = options.cleaning == "none" and keep is None and not len(bad) and single
+    as_stored = options.cleaning == "none" and kept.index is None and not len(bad) and single
     facts = {
         "store": store.folder.name,
         "checksum": store.description["checksums"][f"sub-{subject}_signals.npy"],
@@ -124,7 +141,7 @@ def prepare_subject(
             repr([[t.tolist() for t in groups[name]] for name in SPLIT_NAMES]).encode()
         ).hexdigest(),
         "sessions": hashlib.sha256(trials[["session", "run"]].to_csv().encode()).hexdigest(),
-        "rois": rois,
+        "rois": kept.rois,
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -136,7 +153,7 @@ def prepare_subject(
             signal = raw
         else:
             clean = _Cleaning.fit(raw, trials, split, options, subject, bad)
-            _write_samples(folder / "signal.npy", raw, flat, clean, keep, bad, label=f"sub-{subject}")
+            _write_samples(folder / "signal.npy", raw, flat, clean, kept, bad, label=f"sub-{subject}")
             signal = load_npy(folder / "signal.npy", mmap=True)
         rows = _rows(groups, as_stored)["train"]
         mean, std = _statistics(signal, rows)
@@ -159,8 +176,7 @@ def prepare_subject(
         stimulus={name: numbers.loc[[t[0] for t in g]].to_numpy(np.int64) for name, g in groups.items()},
         mean=mean,
         std=std,
-        rois=rois,
-        kept=keep,
+        kept=kept,
     )
 
 
@@ -186,20 +202,36 @@ def _rows(groups: dict[str, list[Array]], as_stored: bool) -> dict[str, Array]:
     return {name: np.arange(end - len(groups[name]), end) for name, end in zip(SPLIT_NAMES, ends, strict=True)}
 
 
-def _regions(store: BrainStore, subject: str, options: SampleOptions) -> tuple[Array | None, dict[str, int]]:
-    """Voxels of the chosen regions (None: all), and the sizes of these regions."""
-    rois = store.axes(subject).rois
+def _kept(store: BrainStore, subject: str, options: SampleOptions) -> Kept:
+    """The chosen regions or times."""
+    axes, shape = store.axes(subject), store.signals(subject).shape[1:]
+    if options.rois is not None and options.window is not None:
+        raise DataError("samples.rois is for fMRI and samples.window for EEG and MEG: give one of them")
+    if options.window is not None:
+        if len(shape) != 2 or not axes.sampling_rate:
+            raise DataError(f"sub-{subject}: samples.window needs signals with a time axis in seconds, found {shape}")
+        times = axes.start + np.arange(shape[1]) / axes.sampling_rate
+        tolerance = 0.5 / axes.sampling_rate  # -0.1 + 10 / 100 is not quite 0
+        first, end = options.window
+        inside = np.flatnonzero((times >= first - tolerance) & (times < end - tolerance))
+        if not len(inside):
+            raise DataError(
+                f"sub-{subject}: no sample in {list(options.window)} s; the recording spans {times[0]:g} to "
+                f"{times[-1]:g} s; change --data.init_args.samples.window"
+            )
+        index = np.arange(np.prod(shape)).reshape(shape)[:, inside].ravel()
+        return Kept(index, (shape[0], len(inside)), axes.rois, float(times[inside[0]]))
     if options.rois is None:
-        return None, rois
-    unknown = sorted(set(options.rois) - set(rois))
+        return Kept(None, shape, axes.rois, axes.start)
+    unknown = sorted(set(options.rois) - set(axes.rois))
     if unknown or not options.rois:
         raise DataError(
-            f"sub-{subject}: no region {', '.join(unknown) or '(empty list)'}; it has {', '.join(rois) or 'none'}; "
-            "change --data.init_args.samples.rois"
+            f"sub-{subject}: no region {', '.join(unknown) or '(empty list)'}; it has "
+            f"{', '.join(axes.rois) or 'none'}; change --data.init_args.samples.rois"
         )
-    region = np.repeat(list(rois), list(rois.values()))
-    keep = np.concatenate([np.flatnonzero(region == name) for name in options.rois])
-    return keep, {name: rois[name] for name in options.rois}
+    region = np.repeat(list(axes.rois), list(axes.rois.values()))
+    index = np.concatenate([np.flatnonzero(region == name) for name in options.rois])
+    return Kept(index, (len(index),), {name: axes.rois[name] for name in options.rois}, axes.start)
 
 
 @dataclass(frozen=True)
@@ -252,12 +284,12 @@ def _write_samples(
     raw: Array,
     groups: Sequence[Array],
     clean: _Cleaning | None,
-    keep: Array | None,
+    kept: Kept,
     bad: Array,
     *,
     label: str,
 ) -> None:
-    shape = raw.shape[1:] if keep is None else (len(keep),)
+    shape = kept.shape
     # cut so that a chunk holds about CHUNK trials, however many repetitions a sample averages
     ends = np.cumsum([len(trials) for trials in groups])
     parts = np.split(np.arange(len(groups)), np.flatnonzero(np.diff(ends // CHUNK)) + 1)
@@ -270,7 +302,8 @@ def _write_samples(
             signal = raw[trials].astype(np.float32)
             signal.reshape(len(signal), -1)[:, bad] = 0
             signal = signal if clean is None else clean(signal, trials)
-            signal = signal if keep is None else signal[:, keep]
+            if kept.index is not None:
+                signal = signal.reshape(len(signal), -1)[:, kept.index].reshape(-1, *shape)
             lengths = np.array([len(t) for t in chunk])
             sums = np.add.reduceat(signal, np.cumsum(lengths) - lengths, axis=0, dtype=np.float64)
             mean = sums / lengths.reshape(-1, *[1] * len(shape))

@@ -303,3 +303,49 @@ def test_a_store_converted_anew_with_other_sessions_is_prepared_anew(tmp_path: P
     expected = signals(recording(tmp_path / "fresh", merged, options), "train")
     np.testing.assert_array_equal(two, expected)
     assert np.abs(one - two).max() > 0.1
+
+
+def test_a_window_keeps_its_times(tmp_path: Path) -> None:
+    records = experiment({"01": (3, 30), "02": (2, 30)})  # 100 Hz from -0.1 s
+    whole = recording(tmp_path, records, SampleOptions(normalise="none"), kind=SensorRecording)
+    cut = recording(tmp_path, records, SampleOptions(normalise="none", window=(0.0, 0.05)), kind=SensorRecording)
+    for split in ("train", "validation", "test"):
+        for all_times, few_times in zip(everything(whole, split), everything(cut, split), strict=True):
+            np.testing.assert_array_equal(few_times["signal"].numpy(), all_times["signal"].numpy()[:, :, 10:15])
+            assert few_times["row"].equal(all_times["row"])
+    assert whole.layout["start"] == pytest.approx(-0.1)
+    assert cut.layout["start"] == pytest.approx(0.0)
+    assert cut.layout["shape"] == {"01": [3, 5], "02": [2, 5]}
+    assert cut.layout["preparation"] != whole.layout["preparation"]
+
+
+def test_what_lies_outside_of_the_window_does_not_matter(tmp_path: Path) -> None:
+    records = experiment({"01": (3, 30)})
+    broken = [
+        replace(
+            record, signal=np.concatenate([record.signal[..., :20], np.full_like(record.signal[..., 20:], np.nan)], -1)
+        )
+        if isinstance(record, Trials)
+        else record
+        for record in records
+    ]
+    early = SampleOptions(window=(-0.1, 0.1))
+    assert np.isfinite(signals(recording(tmp_path, broken, early, kind=SensorRecording), "train")).all()
+    with pytest.raises(DataError, match="NaN"):
+        recording(tmp_path, broken, SampleOptions(window=(-0.1, 0.11)), kind=SensorRecording).layout  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        (SampleOptions(window=(0.5, 0.6)), SensorRecording, r"no sample in \[0.5, 0.6\] s; .* -0.1 to 0.19 s"),
+        (SampleOptions(window=(0.0, 0.1)), Recording, "needs signals with a time axis"),
+        (SampleOptions(window=(0.0, 0.1), rois=["V1"]), SensorRecording, "give one of them"),
+    ],
+)
+def test_impossible_windows_are_refused(
+    tmp_path: Path, options: SampleOptions, kind: type[Recording], message: str
+) -> None:
+    records = experiment({"01": (3, 30)} if kind is SensorRecording else {"01": (12,)})
+    with pytest.raises(DataError, match=message):
+        recording(tmp_path, records, options, kind=kind).layout  # noqa: B018

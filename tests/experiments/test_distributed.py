@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.cli import main
+from tests.experiments.launching import CONFIGS, launch, several
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs"
 STAGE = f"--config={CONFIGS}/stage/ridge_lea.yaml"
 # 36 training samples a person and batches of 7: neither divides by 2 or 3
 PHANTOM = (
@@ -127,36 +122,6 @@ def assert_same_scores(found: Path, expected: Path) -> None:
         for entry, value in reference.items():
             wanted = pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
             assert mine[entry] == wanted, f"{reference['name']} of {reference['subject']}: {entry}"
-
-
-def launch(folder: Path, words: Sequence[str], *, status: int | None = 0, timeout: float = 120) -> str:
-    """Run Python in a process group of its own; returns what all of its processes printed.
-
-    A group that does not end in time is killed as a whole, and the test fails. ``status`` None is any failure.
-    """
-    environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE")}
-    environment["OMP_NUM_THREADS"] = "1"
-    with subprocess.Popen(
-        [sys.executable, *words],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            printed, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            printed, _ = process.communicate()
-            pytest.fail(f"still running after {timeout} s:\n{printed}")
-    assert process.returncode == status if status is not None else process.returncode != 0, printed
-    return printed
-
-
-def several(processes: int) -> tuple[str, ...]:
-    return (f"--config={CONFIGS}/trainer/ddp.yaml", "--trainer.accelerator=cpu", f"--trainer.devices={processes}")
 
 
 def write_sources(folder: Path) -> None:

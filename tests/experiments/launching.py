@@ -1,0 +1,51 @@
+"""Starting the command line in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def launch(
+    folder: Path,
+    words: Sequence[str],
+    *,
+    status: int | None = 0,
+    timeout: float = 120,
+    variables: Mapping[str, str] = {},
+) -> str:
+    """Run Python in a process group of its own; returns what all of its processes printed.
+
+    A group that does not end in time is killed as a whole, and the test fails. ``status`` None is any failure.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE")}
+    environment |= {"OMP_NUM_THREADS": "1", **variables}
+    with subprocess.Popen(
+        [sys.executable, *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            printed, _ = process.communicate()
+            pytest.fail(f"still running after {timeout} s:\n{printed}")
+    assert process.returncode == status if status is not None else process.returncode != 0, printed
+    return printed
+
+
+def several(processes: int) -> tuple[str, ...]:
+    return (f"--config={CONFIGS}/trainer/ddp.yaml", "--trainer.accelerator=cpu", f"--trainer.devices={processes}")

@@ -28,7 +28,7 @@ PADDING = -1
 NO_LABEL = -1
 """Value of ``label`` in samples whose stimulus has no class."""
 
-Modality = Literal["fmri", "eeg", "meg"]
+Modality = Literal["fmri", "eeg", "meg", "image"]
 GalleryKind = Literal["image", "class_centre", "text", "trial", "extra"]
 
 
@@ -51,7 +51,7 @@ class Layout(TypedDict):
     """Shapes and names of one prepared data set; plain data, so that it fits into a checkpoint.
 
     Attributes:
-        modality: ``fmri``, ``eeg`` or ``meg``.
+        modality: ``fmri``, ``eeg``, ``meg``, or ``image`` (pictures with captions, without recordings).
         subjects: Names; the position of a name is the ``subject`` number of a batch.
         shape: Shape of one sample by subject: ``[V]`` (voxels) or ``[C, T]`` (channels, time points).
         rois: By subject, name -> number of voxels, in the order of the voxels; empty where unknown.
@@ -98,6 +98,7 @@ class Batch(TypedDict, total=False):
         signal: ``(B, V)`` fMRI betas or ``(B, C, T)`` EEG/MEG, float32: cleaned, averaged, normalised.
         embedding: ``(B, D)`` float32, embedding of the image that the person saw.
         image: ``(B, 3, H, W)`` uint8, only where asked for; the same view as ``embedding``.
+        tokens: ``(B, L)`` int64, open_clip's byte-pair tokens of the caption, only where asked for.
         stimulus: ``(B,)`` int64, row of the stimulus table (stimuli keyed by SHA-256 of the picture).
         label: ``(B,)`` int64, class number, or ``NO_LABEL``.
         subject: ``(B,)`` int64, position in ``layout["subjects"]``.
@@ -107,6 +108,7 @@ class Batch(TypedDict, total=False):
     signal: Tensor
     embedding: Tensor
     image: Tensor
+    tokens: Tensor
     stimulus: Tensor
     label: Tensor
     subject: Tensor
@@ -115,7 +117,7 @@ class Batch(TypedDict, total=False):
 
 Output = dict[str, Tensor]
 """What ``validation_step``, ``test_step`` and ``predict_step`` return: a flat dict with any of
-``brain_embedding`` (B, D), ``image_embedding`` (B, D), ``signal`` and ``predicted_signal`` (B, V) or
+``brain_embedding``, ``image_embedding`` and ``text_embedding`` (B, D), ``signal`` and ``predicted_signal`` (B, V) or
 (B, C, T), ``image`` and ``generated`` (B, S, 3, H, W), ``latent``, and always ``label``, ``stimulus``,
 ``subject`` and ``row``, each (B,), passed through from the batch."""
 

@@ -3,6 +3,7 @@
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.encoding import Encoding
 from callbacks.identification import Identification
+from callbacks.open_clip_folder import OpenClipFolder
 from callbacks.record import RunRecord, load_part, print_scores, read_scores, save_part, write_scores
 from callbacks.score import Part, ScoreCallback, average
 from contracts import Score
@@ -10,6 +11,7 @@ from contracts import Score
 __all__ = [
     "Encoding",
     "Identification",
+    "OpenClipFolder",
     "Part",
     "RunCheckpoint",
     "RunRecord",

@@ -20,7 +20,8 @@ class Identification(ScoreCallback):
     that knows the generating model, where there is one (Phantom).
 
     Args:
-        galleries: Names of galleries (``test``, ``all``, ``class_centres``).
+        galleries: Names of galleries (``test``, ``all``, ``class_centres``, ``text``).
+        query: Output that is looked for: ``brain_embedding``, or ``image_embedding`` for a model of images.
         similarity: ``cosine`` or ``pearson``.
         level: ``image``: the very picture; ``class``: any picture of its class.
         top_k: Values of k.
@@ -30,11 +31,10 @@ class Identification(ScoreCallback):
         seed: Seed of both.
     """
 
-    needs = frozenset({"brain_embedding"})
-
     def __init__(
         self,
         galleries: Sequence[str] = ("test",),
+        query: Literal["brain_embedding", "image_embedding"] = "brain_embedding",
         similarity: Literal["cosine", "pearson"] = "cosine",
         level: Literal["image", "class"] = "image",
         top_k: Sequence[int] = (1, 5),
@@ -44,6 +44,8 @@ class Identification(ScoreCallback):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.query: Literal["brain_embedding", "image_embedding"] = query
+        self.needs = frozenset({query})
         self.galleries = tuple(galleries)
         self.similarity: Literal["cosine", "pearson"] = similarity
         self.level: Literal["image", "class"] = level
@@ -70,7 +72,7 @@ class Identification(ScoreCallback):
                 continue
             for subject in subjects_of(parts):
                 blocks = [
-                    _block(part.outputs[subject], gallery)
+                    _block(part.outputs[subject], gallery, self.query)
                     for part, gallery in zip(parts, galleries, strict=True)
                     if subject in part.outputs
                 ]
@@ -142,11 +144,11 @@ def _joint_galleries(parts: Sequence[Part], name: str) -> list[Gallery]:
     return joint
 
 
-def _block(outputs: Output, gallery: Gallery) -> Block:
-    # class centres are found by class
-    target = outputs["label"] if gallery.kind == "class_centre" else outputs["stimulus"]
+def _block(outputs: Output, gallery: Gallery, query: str) -> Block:
+    # centres and texts stand for classes
+    target = outputs["label"] if gallery.kind in ("class_centre", "text") else outputs["stimulus"]
     return Block(
-        queries=outputs["brain_embedding"],
+        queries=outputs[query],
         stimulus=target,
         label=outputs["label"],
         gallery=gallery.embedding,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -38,7 +38,7 @@ class ScoreCallback(Callback):
         needs: Names of the output that ``evaluate`` reads beside ``PASSED_THROUGH``.
     """
 
-    needs: ClassVar[frozenset[str]]
+    needs: frozenset[str]
 
     def __init__(self) -> None:
         self.part: Part | None = None

@@ -8,7 +8,8 @@ from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
 from datamodules.core.samples import SampleOptions
 from datamodules.core.splits import SplitOptions
 from datamodules.miyawaki2008 import Miyawaki2008
-from datamodules.phantom import Phantom, PhantomOptions
+from datamodules.phantom import Phantom, PhantomEEG, PhantomMEG, PhantomOptions
+from datamodules.phantom_pictures import PhantomPictures, PictureOptions
 from datamodules.vangerven2010 import VanGerven2010
 
 __all__ = [
@@ -19,7 +20,11 @@ __all__ = [
     "LoaderOptions",
     "Miyawaki2008",
     "Phantom",
+    "PhantomEEG",
+    "PhantomMEG",
     "PhantomOptions",
+    "PhantomPictures",
+    "PictureOptions",
     "PublicFile",
     "Record",
     "SampleOptions",

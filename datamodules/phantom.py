@@ -1,22 +1,26 @@
-"""Phantom: a simulated experiment with known truth, built in seconds without any download."""
+"""Phantom: simulated fMRI, EEG and MEG experiments with known truth, built in seconds without any download."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from contracts import DataError
 from datamodules.core.base import BrainDataModule, Facts
 from datamodules.core.fmri_simulation import Features, FMRISimulation, visual_features
 from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
 from datamodules.core.rendering import CLASS_NAMES, Picture, render_many
+from datamodules.core.sensor_simulation import SAMPLING_RATE, TIMES, SensorSimulation
+from datamodules.phantom_pictures import FIRST_INDEX
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class PhantomOptions:
         train_repetitions: How often each training picture is shown.
         test_repetitions: How often each test picture is shown.
         sessions: Sessions among which all trials are dealt at random.
-        snr: Factor on the signal-to-noise ratio of every voxel.
+        snr: Factor on the signal-to-noise ratio of every voxel or sensor.
         control: ``none``; ``shuffled`` pairs recordings with wrong pictures, consistently; ``noise`` records
             no signal at all. Under both, every score must be at chance.
         seed: Seed of the pictures, people and noise.
@@ -47,33 +51,38 @@ class PhantomOptions:
     seed: int = 0
 
 
-class Phantom(BrainDataModule):
-    """Rendered pictures of 40 classes (8 shapes x 5 surfaces), and simulated fMRI of people who see them.
+TEST_INDEX = 1000
+"""Pictures of a class from this ``index`` on (see ``datamodules.core.rendering``) are for testing, under every
+modality: what is tested by one is never trained on by another."""
 
-    By default 480 training pictures shown twice and 80 test pictures shown 4 times to 3 people, in 4 sessions
-    of their own gain and baseline; about 600 voxels in V1, V2, V3, V4 and LOC. The noise ceiling of every voxel
-    and an oracle that decodes with the generating model are known (``datamodules.core.fmri_simulation``).
 
-    Args:
-        root: Not read; there are no raw files.
-        phantom: The experiment.
-        **kwargs: As for every data set.
+class _Phantom(BrainDataModule):
+    """What the three modalities share: pictures, schedule, controls, oracle.
+
+    Attributes:
+        first_person: Number of the first person, from 0.
+        quarters: By how many quarters of their number the training pictures differ from those of fMRI.
     """
 
-    name = "phantom"
-    facts = Facts(
-        modality="fmri",
-        units="simulated response amplitude, arbitrary",
-        licence="MIT, part of this program",
-        citation="none: simulated",
-        subjects=("01", "02", "03"),
-        trials={"01": 1280, "02": 1280, "03": 1280},
-        stimuli=560,
-    )
+    first_person: ClassVar[int] = 0
+    quarters: ClassVar[int] = 0
 
-    def __init__(self, root: str = "", phantom: PhantomOptions = PhantomOptions(), **kwargs: Any) -> None:
+    def __init__(self, root: str, phantom: PhantomOptions, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
         self.phantom = phantom
+        if self._indices[-1] >= FIRST_INDEX or len(set(self._indices)) < phantom.train_images + phantom.test_images:
+            raise DataError(
+                f"too many pictures of a class for the ranges set aside for training and testing: {phantom}; lower "
+                "--data.init_args.phantom.train_images"
+            )
+
+    @abstractmethod
+    def axes(self, subject: str, person: Any) -> SignalAxes:
+        """What the columns of a person's signals are."""
+
+    @abstractmethod
+    def person(self, number: int) -> Any:
+        """A person by number, from 0."""
 
     def conversion_options(self) -> dict[str, Any]:
         """The whole experiment decides what is recorded."""
@@ -90,9 +99,9 @@ class Phantom(BrainDataModule):
         )
         options = self.phantom
         for number in range(options.people):
-            person = self._person(number)
-            subject = f"{number + 1:02d}"
-            yield SignalAxes(subject=subject, rois=person.rois, ncsnr=person.ncsnr)
+            person = self.person(number)
+            subject = f"{self.first_person + number + 1:02d}"
+            yield self.axes(subject, person)
             order, session = self._schedule(number)
             seen = self._seen[order]
             for k in range(options.sessions):
@@ -108,14 +117,14 @@ class Phantom(BrainDataModule):
     def oracle(self, subject: str, split: str) -> Tensor | None:
         """Log-likelihood of each shown picture under the generating model, for each sample.
 
-        None where only some regions are used, or where pictures were shuffled: the truth is another one then.
+        None where only some regions or times are used, or where pictures were shuffled: the truth is another one then.
         """
-        if self.samples.rois is not None or self.phantom.control == "shuffled":
+        if self.samples.rois or self.samples.window or self.phantom.control == "shuffled":
             return None
         number = self.store.subjects.index(subject)
         _, session = self._schedule(number)
         shown = np.unique(np.concatenate([person.stimulus[split] for person in self.prepared.values()]))
-        likelihood = self._person(number).oracle(
+        likelihood = self.person(number).oracle(
             np.asarray(self.store.signals(subject)),
             session,
             groups=self.prepared[subject].groups[split],
@@ -126,13 +135,19 @@ class Phantom(BrainDataModule):
     @cached_property
     def _pictures(self) -> tuple[list[Picture], list[str], list[str]]:
         """All pictures in the order of the stimulus table, their names and their split."""
-        options = self.phantom
-        each = options.train_images + options.test_images
-        labels = np.repeat(np.arange(len(CLASS_NAMES)), each)
-        indices = np.tile(np.arange(each), len(CLASS_NAMES))
-        pictures = render_many(labels, indices, options.seed)
+        labels = np.repeat(np.arange(len(CLASS_NAMES)), len(self._indices))
+        indices = np.tile(self._indices, len(CLASS_NAMES))
+        pictures = render_many(labels, indices, self.phantom.seed)
         names = [f"{CLASS_NAMES[a]} {b}".replace(" ", "-") for a, b in zip(labels, indices, strict=True)]
-        return pictures, names, ["train" if index < options.train_images else "test" for index in indices]
+        return pictures, names, ["test" if index >= TEST_INDEX else "train" for index in indices]
+
+    @property
+    def _indices(self) -> list[int]:
+        """Which pictures of each class are shown: training, then testing; partly the same under each modality."""
+        options = self.phantom
+        first = self.quarters * options.train_images // 4
+        first_test = TEST_INDEX + min(self.quarters, 1) * options.test_images // 2
+        return [*range(first, first + options.train_images), *range(first_test, first_test + options.test_images)]
 
     @cached_property
     def _features(self) -> Features:
@@ -140,9 +155,10 @@ class Phantom(BrainDataModule):
         images = np.stack([picture.image for picture in pictures])
         return visual_features(images, np.array([picture.label for picture in pictures]))
 
-    def _person(self, number: int) -> FMRISimulation:
-        snr = 0.0 if self.phantom.control == "noise" else self.phantom.snr
-        return FMRISimulation(self._features, seed=self.phantom.seed * 1000 + number, snr=snr)
+    def _seed_and_snr(self, number: int) -> dict[str, Any]:
+        """What makes a person; the same number is the same person under every modality."""
+        seed = self.phantom.seed * 1000 + self.first_person + number
+        return {"seed": seed, "snr": 0.0 if self.phantom.control == "noise" else self.phantom.snr}
 
     @cached_property
     def _seen(self) -> NDArray[Any]:
@@ -164,3 +180,123 @@ class Phantom(BrainDataModule):
         order = np.repeat(np.arange(len(repetitions)), repetitions)
         order = np.random.default_rng([options.seed, 1, number]).permutation(order)
         return order, np.arange(len(order)) * options.sessions // len(order)
+
+
+class Phantom(_Phantom):
+    """Rendered pictures of 40 classes (8 shapes x 5 surfaces), and simulated fMRI of people who see them.
+
+    By default 480 training pictures shown twice and 80 test pictures shown 4 times to people 01 to 03, in 4 sessions
+    of their own gain and baseline; about 600 voxels in V1, V2, V3, V4 and LOC. The noise ceiling of every voxel
+    and an oracle that decodes with the generating model are known (``datamodules.core.fmri_simulation``).
+
+    Args:
+        root: Not read; there are no raw files.
+        phantom: The experiment.
+        **kwargs: As for every data set.
+    """
+
+    name = "phantom"
+    facts = Facts(
+        modality="fmri",
+        units="simulated response amplitude, arbitrary",
+        licence="MIT, part of this program",
+        citation="none: simulated",
+        subjects=("01", "02", "03"),
+        trials={"01": 1280, "02": 1280, "03": 1280},
+        stimuli=560,
+    )
+
+    def __init__(self, root: str = "", phantom: PhantomOptions = PhantomOptions(), **kwargs: Any) -> None:
+        super().__init__(root, phantom, **kwargs)
+
+    def person(self, number: int) -> FMRISimulation:
+        """A person by number, from 0."""
+        return FMRISimulation(self._features, **self._seed_and_snr(number))
+
+    def axes(self, subject: str, person: FMRISimulation) -> SignalAxes:
+        """Regions, and the true noise ceiling of every voxel."""
+        return SignalAxes(subject=subject, rois=person.rois, ncsnr=person.ncsnr)
+
+
+class _PhantomSensors(_Phantom):
+    """EEG and MEG: sensors on a head, time points around the onset of a picture."""
+
+    def person(self, number: int) -> SensorSimulation:
+        """A person by number, from 0."""
+        modality: Any = self.facts.modality
+        return SensorSimulation(self._features, modality=modality, **self._seed_and_snr(number))
+
+    def axes(self, subject: str, person: SensorSimulation) -> SignalAxes:
+        """Names and places of the sensors, and the time axis."""
+        return SignalAxes(
+            subject=subject,
+            channels=person.sensors.names,
+            positions=person.sensors.positions,
+            sampling_rate=SAMPLING_RATE,
+            start=float(TIMES[0]),
+        )
+
+
+class PhantomEEG(_PhantomSensors):
+    """Simulated EEG of people 02 to 04, who see pictures of which half were also shown in Phantom's fMRI.
+
+    64 electrodes of the 10-05 system, 60 samples from -0.1 s at 100 Hz, average reference, in volts. By default 480
+    training pictures shown twice and 80 test pictures shown 8 times, in 4 sessions. Lead fields are those of a
+    spherical head; nothing before 40 ms depends on the picture; an oracle knows the generating model
+    (``datamodules.core.sensor_simulation``).
+
+    Args:
+        root: Not read; there are no raw files.
+        phantom: The experiment.
+        **kwargs: As for every data set.
+    """
+
+    name = "phantom_eeg"
+    first_person = 1
+    quarters = 2
+    facts = Facts(
+        modality="eeg",
+        units="V",
+        licence="MIT, part of this program",
+        citation="none: simulated",
+        subjects=("02", "03", "04"),
+        trials={"02": 1600, "03": 1600, "04": 1600},
+        stimuli=560,
+        shape={"02": (64, 60), "03": (64, 60), "04": (64, 60)},
+    )
+
+    def __init__(
+        self, root: str = "", phantom: PhantomOptions = PhantomOptions(test_repetitions=8), **kwargs: Any
+    ) -> None:
+        super().__init__(root, phantom, **kwargs)
+
+
+class PhantomMEG(_PhantomSensors):
+    """Simulated MEG of people 03 to 05, who see pictures of which three quarters were also shown in Phantom's fMRI.
+
+    102 radial point magnetometers on a helmet, 60 samples from -0.1 s at 100 Hz, in tesla; else as ``PhantomEEG``.
+
+    Args:
+        root: Not read; there are no raw files.
+        phantom: The experiment.
+        **kwargs: As for every data set.
+    """
+
+    name = "phantom_meg"
+    first_person = 2
+    quarters = 1
+    facts = Facts(
+        modality="meg",
+        units="T",
+        licence="MIT, part of this program",
+        citation="none: simulated",
+        subjects=("03", "04", "05"),
+        trials={"03": 1600, "04": 1600, "05": 1600},
+        stimuli=560,
+        shape={"03": (102, 60), "04": (102, 60), "05": (102, 60)},
+    )
+
+    def __init__(
+        self, root: str = "", phantom: PhantomOptions = PhantomOptions(test_repetitions=8), **kwargs: Any
+    ) -> None:
+        super().__init__(root, phantom, **kwargs)

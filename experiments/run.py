@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks import RunCheckpoint, RunRecord
 from contracts import DataError
-from datamodules import BrainDataModule
+from datamodules import DataModule
 from experiments.arguments import Parser, find_data_source, find_sources, import_class, import_file_class, name_of
 from lightning_modules import Stage
 
@@ -65,7 +65,7 @@ class CLI(LightningCLI):
         self.words = list(args)
         super().__init__(
             Stage,
-            BrainDataModule,
+            DataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=_SaveRunConfig,

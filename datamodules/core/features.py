@@ -35,7 +35,8 @@ class EmbeddingOptions:
     """The image space.
 
     Attributes:
-        model: ``pixels``, ``timm:<name>`` or ``open_clip:<name>``.
+        model: ``pixels``, ``timm:<name>`` or ``open_clip:<name>``, where an open_clip name may also be a folder
+            (``local-dir:<folder>``, what ``make train-clip`` leaves) or a repository (``hf-hub:<owner>/<name>``).
         weights: For ``timm``: ``pretrained`` or a local file; for ``open_clip``: a tag such as
             ``laion2b_s32b_b79k`` or a local file; ``random`` (seed 0) for either, as a control.
         layer: Dotted name of a module of the network whose output is taken instead of the last one.
@@ -74,7 +75,8 @@ class FeatureBank:
         self.options = options
         self.facts = _space_facts(options)
         digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:12]
-        name = options.model if options.layer is None else f"{options.model}.{options.layer}"
+        model = self.facts["model"]
+        name = model if options.layer is None else f"{model}.{options.layer}"
         self.space = f"{name.replace(':', '-').replace('/', '-')}-{digest}"
         self.folder = folder / self.space
 
@@ -295,20 +297,48 @@ def _usable(model: str, weights: str | None) -> Iterator[None]:
 def _open_clip(name: str, weights: str | None) -> tuple[nn.Module, Any]:
     import open_clip
 
+    if _clip_source(name, weights) is None and name not in open_clip.list_models():
+        raise DataError(
+            f"open_clip has no model {name!r}; it has {', '.join(open_clip.list_models()[:12])} ..., folders "
+            "(open_clip:local-dir:<folder>) and repositories (open_clip:hf-hub:<owner>/<name>)"
+        )
     file = _weights_file(weights)
-    if name not in open_clip.list_models():
-        raise DataError(f"open_clip has no model {name!r}; it has {', '.join(open_clip.list_models()[:12])} ...")
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if file is None and weights != "random" and weights not in tags:
+    if _clip_source(name, weights) is None and file is None and weights != "random" and weights not in tags:
         raise DataError(
             f"open_clip:{name}: weights must be one of {', '.join(tags) or 'no tags'}, 'random' or a local file, "
             f"found {weights!r}"
         )
-    pretrained = str(file) if file else None if weights == "random" else weights
     with torch.random.fork_rng(devices=[]), _usable(f"open_clip:{name}", weights):
         torch.manual_seed(0)  # for weights: random
-        clip, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+        if weights == "random":
+            clip, _, transform = open_clip.create_model_and_transforms(name)
+        else:
+            clip, transform = open_clip.create_model_from_pretrained(name, str(file) if file else weights)
     return _ImageTower(clip), transform
+
+
+def _clip_source(name: str, weights: str | None) -> Path | str | None:
+    """Folder or repository that holds an open_clip model whole, configuration and weights; None for a name.
+
+    Raises:
+        DataError: No such folder, or weights named beside it.
+    """
+    schema, _, source = name.partition(":")
+    if schema not in ("local-dir", "hf-hub"):
+        return None
+    if weights is not None:
+        raise DataError(f"open_clip:{name} has its own weights: remove embedding.weights (found {weights!r})")
+    if schema == "hf-hub":
+        return source
+    folder = Path(source).expanduser()
+    if not (folder / "open_clip_config.json").is_file():
+        raise DataError(
+            f"no open_clip model in {folder.absolute()} (open_clip_config.json and open_clip_model.safetensors); "
+            "Phantom's own is made by 'make train-clip', another image space is chosen with "
+            "--data.init_args.embedding.model"
+        )
+    return folder
 
 
 def _weights_file(weights: str | None) -> Path | None:
@@ -333,6 +363,13 @@ def _space_facts(options: EmbeddingOptions) -> dict[str, Any]:
         if options.weights or options.layer:
             raise DataError("pixels have neither weights nor layers; remove embedding.weights and embedding.layer")
         return {key: facts[key] for key in ("model", "image_size", "grey")}
+    folder = _clip_source(name, options.weights) if kind == "open_clip" else None
+    if isinstance(folder, Path):
+        # the same model is the same space, wherever its folder stands
+        digest = hashlib.sha256()
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            digest.update(path.read_bytes())
+        facts |= {"model": "open_clip:local-dir", "weights": digest.hexdigest()}
     file = _weights_file(options.weights)
     if file is not None:
         facts["weights"] = hashlib.sha256(file.read_bytes()).hexdigest()

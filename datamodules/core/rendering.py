@@ -9,7 +9,7 @@ what a model of images is trained on never meets what a simulated person sees.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -73,6 +73,8 @@ class Picture:
         caption: One sentence with shape, pattern, colour, size, place and background.
         colour: Key of ``COLOURS``.
         size: Key of ``SIZES``.
+        place: Where the object is, such as ``in the top left``.
+        background: What is behind it, such as ``speckled dark brown background``.
         centre: Centre of the object (x, y) in pixels from the top left corner.
     """
 
@@ -81,7 +83,22 @@ class Picture:
     caption: str
     colour: str
     size: str
+    place: str
+    background: str
     centre: tuple[float, float]
+
+    def describe(self, template: str) -> str:
+        """Return a sentence, with any of shape, pattern, colour, size, place and background for its ``{names}``."""
+        shape, pattern = divmod(self.label, len(PATTERNS))
+        sentence = template.format(
+            shape=SHAPES[shape],
+            pattern=PATTERNS[pattern],
+            colour=self.colour,
+            size=self.size,
+            place=self.place,
+            background=self.background,
+        )
+        return sentence.replace("a orange", "an orange")
 
 
 def render(label: int, index: int, seed: int) -> Picture:
@@ -117,22 +134,18 @@ def render(label: int, index: int, seed: int) -> Picture:
     surface = _draw_surface(PATTERNS[pattern], COLOURS[colour], centre, radius=radius, angle=angle, rng=rng)
     outlines = _place_outlines(_OUTLINES[SHAPES[shape]], centre, radius=radius, angle=angle)
     canvas.paste(_with_rim(surface, outlines, COLOURS[colour]), mask=_draw_mask(outlines))
-    caption = _TEMPLATES[rng.integers(len(_TEMPLATES))].format(
-        size=size,
-        colour=colour,
-        pattern=PATTERNS[pattern],
-        shape=SHAPES[shape],
-        background=background,
-        place=_describe_place(centre),
-    )
-    return Picture(
+    template = _TEMPLATES[rng.integers(len(_TEMPLATES))]
+    picture = Picture(
         image=np.asarray(canvas.reduce(_SCALE)),
         label=label,
-        caption=caption.replace("a orange", "an orange"),
+        caption="",
         colour=colour,
         size=size,
+        place=_describe_place(centre),
+        background=background,
         centre=(float(centre[0]), float(centre[1])),
     )
+    return replace(picture, caption=picture.describe(template))
 
 
 def render_many(

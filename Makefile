@@ -12,8 +12,14 @@ ARGS ?=
 RUN_FLAGS := $(if $(RESUME),--run.resume=true) $(if $(OVERWRITE),--run.overwrite=true)
 DATA_FILE = $(if $(wildcard configs/data/$(DATA).yaml),configs/data/$(DATA).yaml,$(DATA))
 STAGE_FILE = configs/stage/$(subst -,_,$*).yaml
-# a data set and its other protocols (<name>_<protocol>.yaml)
-DATA_FILES = $(if $(wildcard configs/data/$(DATA).yaml),$(wildcard configs/data/$(DATA).yaml configs/data/$(DATA)_*.yaml),$(DATA))
+# a data set and its other protocols (<name>_<protocol>.yaml); of Phantom all modalities in its own image space
+PHANTOM := $(patsubst %,configs/data/%.yaml,phantom phantom_eeg phantom_meg)
+PROTOCOLS = $(wildcard configs/data/$(DATA).yaml configs/data/$(DATA)_*.yaml)
+DATA_FILES = $(if $(filter phantom,$(DATA)),$(PHANTOM),$(if $(wildcard configs/data/$(DATA).yaml),$(PROTOCOLS),$(DATA)))
+DEMO_STAGES := $(patsubst %,configs/stage/%.yaml,ridge_lea contrastive)
+# the image space that Phantom's data files name, made on first use
+CLIP := runs/phantom_pictures/all/clip/default/open_clip
+NEEDED_CLIP = $(if $(filter $(DATA_FILE) $(DATA_FILES),$(PHANTOM)),$(CLIP))
 comma := ,
 empty :=
 space := $(empty) $(empty)
@@ -36,12 +42,21 @@ setup: .venv/.done ## make .venv from nothing
 	touch $@
 
 .PHONY: demo
-demo: setup ## the main job end to end: make demo [DATA=phantom|vangerven2010|miyawaki2008]
-	$(BIN)/neuroalign grid --stage='$(call list,$(wildcard configs/stage/ridge_lea.yaml))' --data='$(call list,$(DATA_FILES))' \
+.SECONDEXPANSION:
+demo: setup $$(NEEDED_CLIP) ## ridge and contrastive alignment side by side: make demo [DATA=phantom|vangerven2010|miyawaki2008]
+	$(BIN)/neuroalign grid --stage='$(call list,$(DEMO_STAGES))' --data='$(call list,$(DATA_FILES))' \
 		--name=demo --overwrite=true $(if $(ARGS),-- $(ARGS))
 
+$(CLIP): | setup
+	$(MAKE) --no-print-directory train-clip DATA= TRAINER=cpu ARGS= RESUME= OVERWRITE=1
+
+.PHONY: train-clip
+train-clip: setup ## train Phantom's own small CLIP, on its pictures and captions [TRAINER=... ARGS=... RESUME=1 OVERWRITE=1]
+	$(BIN)/neuroalign fit -c configs/trainer/$(TRAINER).yaml -c configs/stage/clip.yaml --data configs/data/phantom_pictures.yaml $(RUN_FLAGS) $(ARGS)
+	$(BIN)/neuroalign test -c configs/trainer/$(TRAINER).yaml -c configs/stage/clip.yaml --data configs/data/phantom_pictures.yaml $(ARGS)
+
 .PHONY: train-%
-train-%: setup ## train a stage: make train-ridge-lea [DATA=... TRAINER=... ARGS=... RESUME=1 OVERWRITE=1]
+train-%: setup $$(NEEDED_CLIP) ## train a stage: make train-ridge-lea [DATA=... TRAINER=... ARGS=... RESUME=1 OVERWRITE=1]
 	$(BIN)/neuroalign fit -c configs/trainer/$(TRAINER).yaml -c $(STAGE_FILE) --data $(DATA_FILE) $(RUN_FLAGS) $(ARGS)
 
 .PHONY: score-%
@@ -49,7 +64,7 @@ score-%: setup ## test a trained stage: make score-ridge-lea [DATA=... TRAINER=.
 	$(BIN)/neuroalign test -c configs/trainer/$(TRAINER).yaml -c $(STAGE_FILE) --data $(DATA_FILE) $(ARGS)
 
 .PHONY: convert
-convert: setup ## convert a data set and embed its pictures: make convert DATA=...
+convert: setup $$(NEEDED_CLIP) ## convert a data set and embed its pictures: make convert DATA=...
 	$(BIN)/neuroalign convert --data $(DATA_FILE) $(ARGS)
 
 .PHONY: lint

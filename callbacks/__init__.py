@@ -4,8 +4,9 @@ from callbacks.checkpoint import RunCheckpoint
 from callbacks.encoding import Encoding
 from callbacks.identification import Identification
 from callbacks.open_clip_folder import OpenClipFolder
-from callbacks.record import RunRecord, load_part, print_scores, read_scores, save_part, write_scores
+from callbacks.record import RunRecord, load_part, read_scores, save_part, write_scores
 from callbacks.score import Part, ScoreCallback, average
+from callbacks.tables import print_comparison, print_scores
 from contracts import Score
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ScoreCallback",
     "average",
     "load_part",
+    "print_comparison",
     "print_scores",
     "read_scores",
     "save_part",

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
-from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from callbacks.metrics.gather import Outputs
 from callbacks.score import Part, ScoreCallback, average
+from callbacks.tables import print_scores
 from contracts import DataError, Gallery, Output, Score, ScoreContext
 
 
@@ -162,45 +161,3 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     save_file({name: value.clone().contiguous() for name, value in tensors.items()}, partial, metadata)
     partial.chmod(0o644)  # the library writes files that only their owner can read
     os.replace(partial, path)
-
-
-def print_scores(scores: Iterable[Score], *, title: str, first: Sequence[tuple[str, Sequence[str]]] = ()) -> None:
-    """Print scores as one table, each with chance, interval, p-value and ceiling.
-
-    Args:
-        scores: What to print, in order.
-        title: Above the table.
-        first: Further columns before the others: heading and one entry per score.
-    """
-    scores = list(scores)
-    table = Table(title=title, title_justify="left")
-    for heading, _ in first:
-        table.add_column(heading)
-    for heading in ("subject", "score", "gallery", "protocol"):
-        table.add_column(heading)
-    for heading in ("value", "95 % interval", "chance", "p", "ceiling", "n"):
-        table.add_column(heading, justify="right")
-    notes: dict[str, int] = {}
-    for row, score in enumerate(scores):
-        marks = "".join(f" [{notes.setdefault(note, len(notes) + 1)}]" for note in filter(None, score.note.split("; ")))
-        table.add_row(
-            *(entries[row] for _, entries in first),
-            score.subject,
-            score.name,
-            f"{score.gallery} {score.similarity}".strip(),
-            score.protocol + (" (transductive)" if score.transductive else ""),
-            f"{score.value:.3f}",
-            "-" if score.low is None or score.high is None else f"{score.low:.3f} .. {score.high:.3f}",
-            _number(score.chance),
-            "-" if score.p_value is None else f"{score.p_value:.3f}",
-            _number(score.ceiling),
-            f"{score.n}{marks}".replace("[", r"\["),
-        )
-    console = Console() if Console().is_terminal else Console(width=200)
-    console.print(table)
-    for note, number in notes.items():
-        console.print(rf"\[{number}] {note}")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

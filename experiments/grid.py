@@ -14,7 +14,7 @@ from typing import Literal
 import yaml
 from jsonargparse import ArgumentParser
 
-from callbacks import Score, ScoreCallback, average, load_part, print_scores, write_scores
+from callbacks import Score, ScoreCallback, average, load_part, print_comparison, print_scores, write_scores
 from contracts import DataError
 from datamodules import BrainDataModule
 from experiments.arguments import Parser, import_class, import_file_class, name_of
@@ -130,6 +130,8 @@ def run_grid(
         title="neuroalign grid",
         first=[("stage", [row[0] for row in rows]), ("data", [row[1] for row in rows])],
     )
+    if len(stage) > 1:
+        print_comparison(rows, title="side by side")
     print("run folders:", *folders, sep="\n  ")
     return [score for *_, score in rows]
 

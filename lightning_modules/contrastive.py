@@ -87,10 +87,15 @@ class ContrastiveAlignment(GradientStage):
     ) -> None:
         optimiser = AdamW(lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
         super().__init__(layout, optimiser=optimiser, compile=compile)
+        if isinstance(getattr(encoder, "func", encoder), type):
+            # from Python; the command line makes plain data of it by itself
+            encoder = _described(encoder)  # type: ignore[assignment]
         self.save_hyperparameters()
         if callable(self.hparams["encoder"]):
-            # from Python; the command line gives plain data by itself
-            self.hparams["encoder"] = _described(encoder)
+            raise ContractError(
+                "encoder must be a class or functools.partial of one, so that a checkpoint can name it; found "
+                f"{encoder!r}"
+            )
         if positives == "label" and not layout["classes"]:
             raise ContractError("positives='label' needs class names; this data set has none")
         self.loss = InfoNCE(
@@ -120,6 +125,12 @@ class ContrastiveAlignment(GradientStage):
             raise ContractError(f"no checkpoint {path.absolute()}; change --model.init_args.adapt")
         checkpoint = torch.load(path, map_location=self.device, weights_only=True)
         refuse_other_data(checkpoint, self.layout, SHARED_BETWEEN_PEOPLE)
+        form = checkpoint["hyper_parameters"].get("temperature_form", self.loss.temperature_form)
+        if form != self.loss.temperature_form:
+            raise ContractError(
+                f"{path} has temperature_form={form!r}, this run {self.loss.temperature_form!r}, which would read its "
+                "temperature as another one; give --model.init_args.temperature_form as it was trained with"
+            )
         mine, theirs = _without_people(self.state_dict()), _without_people(checkpoint["state_dict"])
         different = [
             f"  {name}: {_shape(theirs.get(name))} in the checkpoint, {_shape(mine.get(name))} here"
@@ -206,14 +217,15 @@ def _factory(encoder: EncoderFactory | Mapping[str, Any]) -> EncoderFactory:
     return functools.partial(kind, **encoder.get("init_args", {}))
 
 
-def _described(encoder: EncoderFactory) -> dict[str, Any]:
+def _described(encoder: Any) -> dict[str, Any]:
     """Class path and arguments of an encoder, plain data for the checkpoint."""
-    kind, arguments = (encoder.func, encoder.keywords) if isinstance(encoder, functools.partial) else (encoder, {})
-    if not isinstance(kind, type):
+    partial = encoder if isinstance(encoder, functools.partial) else functools.partial(encoder)
+    if "." in partial.func.__qualname__ or partial.args:
         raise ContractError(
-            f"encoder must be a class or functools.partial of one, so that a checkpoint can name it; found {encoder!r}"
+            "encoder must be a class of a module, or functools.partial of one with arguments by name, so that a "
+            f"checkpoint can name it; found {encoder!r}"
         )
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(arguments)}
+    return {"class_path": f"{partial.func.__module__}.{partial.func.__qualname__}", "init_args": partial.keywords}
 
 
 def _without_people(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # listed without __all__
-from torch import nn
+from torch import Tensor, nn
 
 from contracts import PASSED_THROUGH, Batch, ContractError, Gallery, Layout, Output, ScoreContext
 
@@ -80,7 +80,10 @@ class Stage(LightningModule):
                 "protocol": self.layout["protocol"],
                 "training_set": self.layout["training_set"],
                 "transductive": self.layout["transductive"],
-                "training_stimuli": sorted(datamodule.stimuli("train")) if datamodule else [],
+                # what chose a checkpoint was seen, too
+                "training_stimuli": sorted(datamodule.stimuli("train") | datamodule.stimuli("validation"))
+                if datamodule
+                else [],
             },
         ]
 
@@ -209,16 +212,35 @@ class GradientStage(Stage):
         key = np.random.SeedSequence([self._seed, self.current_epoch, batch_idx, self.global_rank])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop when the loss is no number, before a checkpoint of it is kept.
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Stop where the loss is no number, before it spoils the weights that a checkpoint would keep.
 
         Raises:
             ContractError: The loss is NaN or infinite.
         """
-        # asking a GPU for a number makes it wait, so not at every step
-        looked_at = self.trainer.is_last_batch or (batch_idx + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if looked_at and not torch.isfinite(outputs["loss"]):
+        # asking a GPU for a number makes it wait, so only before checkpoints may be written
+        if self._is_looked_at():
+            self._check(loss, "loss")
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop at the end of an epoch whose last step spoiled the weights.
+
+        Raises:
+            ContractError: A weight is NaN or infinite.
+        """
+        if self.trainer.is_last_batch:
+            self._check(torch.stack([parameter.detach().sum() for parameter in self.parameters()]), "sum of weights")
+
+    def _is_looked_at(self) -> bool:
+        trainer: Any = self.trainer
+        done: int = trainer.fit_loop.batch_idx + 1
+        return trainer.is_last_batch or done % trainer.log_every_n_steps == 0  # type: ignore[no-any-return]
+
+    def _check(self, value: Tensor, name: str) -> None:
+        if not torch.isfinite(value).all():
+            trainer: Any = self.trainer
             raise ContractError(
-                f"the loss is {outputs['loss'].item()} in epoch {self.current_epoch}, batch {batch_idx}; lower "
-                f"--model.init_args.lr (now {self.optimiser.lr}) or clip gradients (--trainer.gradient_clip_val=1)"
+                f"the {name} is NaN or infinite in epoch {self.current_epoch}, batch {trainer.fit_loop.batch_idx}; "
+                f"lower --model.init_args.lr (now {self.optimiser.lr}) or clip gradients "
+                "(--trainer.gradient_clip_val=1)"
             )

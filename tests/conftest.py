@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 from tests import typecheck
@@ -15,6 +16,9 @@ install_import_hook(
     ["callbacks", "datamodules.core", "lightning_modules.networks", "lightning_modules.ridge_lea"],
     f"{typecheck.__name__}.checked",
 )
+
+# threads of tiny operations wait for each other longer than they work where cores are shared
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("NEUROALIGN_SHARED", ROOT / ".." / "shared" / "data")).absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -14,8 +15,9 @@ import torch
 import yaml
 from lightning import Trainer
 
+from callbacks import read_scores
 from contracts import Layout
-from datamodules import BrainDataModule
+from datamodules import DataModule
 from experiments import arguments, cli
 from experiments.cli import main
 from experiments.run import CLI
@@ -30,12 +32,19 @@ NEEDS_A_GPU = {"gpu"}
 TINY_PHANTOM = (
     '--data.init_args.phantom={"people": 2, "train_images": 1, "test_images": 1, "train_repetitions": 1, '
     '"test_repetitions": 1, "sessions": 1}',
-    "--data.init_args.embedding.image_size=8",
-    "--data.init_args.embedding.target=pca(8)",
     "--data.init_args.loader.batch_size=16",
 )
+TINY_PIXELS = ('--data.init_args.embedding={"model": "pixels", "image_size": 8, "target": "pca(8)"}',)
+TINY_PICTURES = ('--data.init_args.pictures={"train": 2, "validation": 1, "test": 1}',)
 # by the name of the data set, which may stand in several files: what makes it tiny
-TINY = {"phantom": TINY_PHANTOM, "vangerven2010": (), "miyawaki2008": ()}
+TINY = {
+    "phantom": (*TINY_PHANTOM, *TINY_PIXELS),
+    "phantom_eeg": (*TINY_PHANTOM, *TINY_PIXELS),
+    "phantom_meg": (*TINY_PHANTOM, *TINY_PIXELS),
+    "phantom_pictures": (*TINY_PICTURES, "--data.init_args.loader.batch_size=16"),
+    "vangerven2010": (),
+    "miyawaki2008": (),
+}
 # voxels of the largest person of any data set that a stage meets at its shipped size
 SHIPPED_SIZE = Layout(
     modality="fmri",
@@ -51,9 +60,18 @@ SHIPPED_SIZE = Layout(
     train_samples={"01": 9000, "02": 9000},
     classes=[],
     protocol="by_stimulus",
+    fold=0,
+    folds=1,
+    preparation={},
     training_set="0",
     transductive=False,
 )
+PICTURES = SHIPPED_SIZE | {
+    "modality": "image",
+    "subjects": ["pictures"],
+    "shape": {"pictures": [3, 64, 64]},
+    "preparation": {"context_length": "32"},
+}
 
 
 def files(kind: str) -> list[Path]:
@@ -71,7 +89,15 @@ def content(path: Path) -> dict[str, Any]:
 
 def dataset_of(path: Path) -> str:
     """The data set of a data file: ``<data set>.yaml`` or ``<data set>_<protocol>.yaml``."""
-    return path.stem.split("_")[0]
+    return max((name for name in TINY if path.stem == name or path.stem.startswith(f"{name}_")), key=len, default="")
+
+
+def data_of(stage: Path) -> Path:
+    """The data file that a stage file's own command trains on."""
+    [first, *_] = re.findall(r"^#\s+make (train-\S+.*)$", stage.read_text(), re.MULTILINE)
+    found = re.search(r"--data configs/data/(\S+)", make(*first.split()))
+    assert found is not None
+    return CONFIGS / "data" / found[1]
 
 
 @pytest.fixture
@@ -133,7 +159,13 @@ def test_a_stage_is_built_at_its_shipped_size_without_memory(path: Path, meta: N
     assert set(entry) == {"class_path", "init_args"}
     kind = arguments.import_class(entry["class_path"])
     assert issubclass(kind, Stage)
-    stage = kind(SHIPPED_SIZE, **entry["init_args"])
+    arguments_of = entry["init_args"]
+    if "encoder" in arguments_of:
+        encoder = arguments_of["encoder"]
+        size = encoder.get("init_args", {})
+        arguments_of |= {"encoder": functools.partial(arguments.import_class(encoder["class_path"]), **size)}
+    layout = PICTURES if dataset_of(data_of(path)) == "phantom_pictures" else SHIPPED_SIZE
+    stage = kind(layout, **arguments_of)
     parameters = list(stage.parameters())
     assert sum(parameter.numel() for parameter in parameters) > 0
     assert all(parameter.is_meta for parameter in parameters)
@@ -141,8 +173,9 @@ def test_a_stage_is_built_at_its_shipped_size_without_memory(path: Path, meta: N
 
 @pytest.mark.parametrize("path", files("stage"), ids=named)
 def test_a_stage_runs_a_batch_of_everything(path: Path, formats: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={path}", f"--data={CONFIGS}/data/phantom.yaml"]
-    main(["fit", *words, *TINY_PHANTOM])
+    data = data_of(path)
+    words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={path}", f"--data={data}"]
+    main(["fit", *words, *TINY[dataset_of(data)]])
     assert not list(formats.rglob("*.ckpt")), "a smoke run writes nothing"
 
 
@@ -167,7 +200,7 @@ def test_a_data_file_names_a_data_set_and_nothing_else(path: Path) -> None:
     loaded = content(path)
     assert set(loaded) == {"class_path", "init_args"}
     kind = arguments.import_class(loaded["class_path"])
-    assert issubclass(kind, BrainDataModule)
+    assert issubclass(kind, DataModule)
     assert kind.name == dataset_of(path), "runs of this file would be found under another name than its store"
     interpolations = re.findall(r"\$\{([^}]*)\}?", path.read_text())
     assert all(entry.startswith("oc.env:") for entry in interpolations), interpolations
@@ -178,14 +211,31 @@ def test_a_data_file_runs_with_tiny_data(path: Path, formats: Path, monkeypatch:
     commands: list[CLI] = []
     run = cli.run
     monkeypatch.setattr(cli, "run", lambda words: commands.append(run(words)))
-    words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={CONFIGS}/stage/ridge_lea.yaml", f"--data={path}"]
+    stage = "clip" if dataset_of(path) == "phantom_pictures" else "ridge_lea"
+    words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={CONFIGS}/stage/{stage}.yaml", f"--data={path}"]
     main(["fit", *words, *TINY[dataset_of(path)]])
     [command] = commands
     assert type(command.datamodule) is arguments.import_class(content(path)["class_path"])
+    if stage == "clip":
+        return
     assert bool(command.model.get_buffer("fitted"))
     layout = command.model.layout
     assert min(layout["train_samples"].values()) >= 20
     assert layout["embedding_width"] >= 8
+
+
+@pytest.mark.parametrize("name", ["phantom", "phantom_eeg", "phantom_meg"])
+def test_phantom_finds_the_small_clip_where_make_leaves_it(name: str, formats: Path, monkeypatch: Any) -> None:
+    trainer = f"--config={CONFIGS}/trainer/cpu.yaml"
+    clip = [f"--config={CONFIGS}/stage/clip.yaml", f"--data={CONFIGS}/data/phantom_pictures.yaml"]
+    words = [trainer, f"--config={CONFIGS}/stage/ridge_lea.yaml", f"--data={CONFIGS}/data/{name}.yaml", *TINY_PHANTOM]
+    with pytest.raises(SystemExit):
+        main(["fit", *words])
+    main(["fit", trainer, *clip, *TINY["phantom_pictures"], "--trainer.max_epochs=1"])
+    for command in ("fit", "test"):
+        main([command, *words])
+    scores = read_scores(next(formats.glob(f"runs/{name}/all/ridge_lea/default/scores.json")))
+    assert {score.gallery for score in scores if score.name == "two_way"} == {"test (40)"}
 
 
 # ---- trainers and loggers ------------------------------------------------------------------------
@@ -225,6 +275,9 @@ def test_a_logger_file_names_a_logger(path: Path) -> None:
 # ---- make ----------------------------------------------------------------------------------------
 
 
+CLIP = "runs/phantom_pictures/all/clip/default/open_clip"
+
+
 def make(*words: str) -> str:
     """What ``make -n`` would run; ``.venv`` counts as there, and variables of this process do not reach it."""
     environment = {
@@ -233,7 +286,7 @@ def make(*words: str) -> str:
         if name not in ("MAKEFLAGS", "MAKELEVEL", "DATA", "TRAINER", "ARGS", "RESUME", "OVERWRITE")
     }
     result = subprocess.run(
-        ["make", "--no-print-directory", "-n", "-o", ".venv/.done", *words],
+        ["make", "--no-print-directory", "-n", "-o", ".venv/.done", "-o", CLIP, *words],
         cwd=ROOT,
         env=environment,
         capture_output=True,

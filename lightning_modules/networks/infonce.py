@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,8 @@ class InfoNCE(nn.Module):
             as ``negatives``.
 
     Raises:
-        ContractError: A temperature or ``max_scale`` that is not positive, or a start above ``max_scale``.
+        ContractError: A temperature or ``max_scale`` that is not positive, a start above ``max_scale``, or a choice
+            that does not exist.
     """
 
     def __init__(
@@ -65,6 +66,15 @@ class InfoNCE(nn.Module):
         duplicates: Duplicates = "removed",
     ) -> None:
         super().__init__()
+        for value, choices in (
+            (normalise, Normalise),
+            (direction, Direction),
+            (temperature_form, TemperatureForm),
+            (positives, Positives),
+            (duplicates, Duplicates),
+        ):
+            if value not in get_args(choices):
+                raise ContractError(f"InfoNCE knows {', '.join(get_args(choices))}, found {value!r}")
         if not 0 < temperature < math.inf or not max_scale > 0:
             raise ContractError(f"temperature and max_scale must be positive, found {temperature} and {max_scale}")
         scale = 1 / temperature
@@ -76,8 +86,8 @@ class InfoNCE(nn.Module):
         self.max_scale = max_scale
         self.positives = positives
         self.duplicates = duplicates
-        # softplus(t) = s; log(expm1(s)) overflows for large s
-        start = {"exp": math.log(scale), "softplus": scale + math.log(-math.expm1(-scale))}.get(temperature_form, scale)
+        start = _parameter(scale, temperature_form)
+        self.limit = math.inf if temperature_form == "fixed" else _parameter(max_scale, temperature_form)
         if temperature_form == "fixed":
             self.register_buffer("logit_scale", torch.tensor(start))
         else:
@@ -86,14 +96,10 @@ class InfoNCE(nn.Module):
     @property
     def scale(self) -> Float[Tensor, ""]:
         """The factor s on similarities."""
-        value: Tensor = self.logit_scale
-        if self.temperature_form == "fixed":
-            return value
+        value = self.logit_scale.clamp(max=self.limit)
         if self.temperature_form == "exp":
-            value = value.exp()
-        elif self.temperature_form == "softplus":
-            value = F.softplus(value)
-        return value.clamp(max=self.max_scale)
+            return value.exp()
+        return F.softplus(value) if self.temperature_form == "softplus" else value
 
     def forward(
         self,
@@ -113,6 +119,9 @@ class InfoNCE(nn.Module):
             label: Class of each picture, or ``NO_LABEL``.
             gather: Whether candidates come from all processes, or from these rows alone.
         """
+        if self.training and self.logit_scale.requires_grad:
+            # the parameter itself is cut, as in CLIP: beyond a cut of its value it would get no gradient and stay
+            self.logit_scale.data.clamp_(max=self.limit)
         collect = _gather if gather and _world_size() > 1 else _as_it_is
         # half precision cannot tell large logits apart
         with torch.autocast(brain.device.type, enabled=False):
@@ -143,6 +152,14 @@ class InfoNCE(nn.Module):
         if self.positives == "label":
             same = same | ((label[:, None] == all_labels) & (label[:, None] != NO_LABEL))
         return same, torch.ones_like(own)
+
+
+def _parameter(scale: float, form: TemperatureForm) -> float:
+    """The parameter t that stands for a scale s."""
+    if form == "exp":
+        return math.log(scale)
+    # softplus(t) = s; log(expm1(s)) would overflow for large s
+    return scale + math.log(-math.expm1(-scale)) if form == "softplus" else scale
 
 
 def _cross_entropy(

@@ -1,0 +1,762 @@
+"""ContrastiveAlignment through Python: learning, checkpoints, other people on a trained trunk, reproducibility."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning import Callback, Trainer, seed_everything
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from callbacks import RunCheckpoint
+from contracts import NO_LABEL, PADDING, Batch, ContractError, Layout
+from datamodules import EmbeddingOptions, LoaderOptions, SplitOptions
+from lightning_modules import (
+    ContrastiveAlignment,
+    LinearEncoder,
+    ResidualMLP,
+    RidgeAlignment,
+    TemporalSpatialConv,
+    contrastive,
+)
+from tests.formats.recording import Recording, SensorRecording, experiment
+
+# Lightning advises more worker processes for any data set, a shorter logging interval for few batches, and validation
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+]
+
+PIXELS = EmbeddingOptions(image_size=3)
+PEOPLE = {"01": (12,), "02": (9,)}
+small = functools.partial(ResidualMLP, hidden=16)
+tiny = functools.partial(TemporalSpatialConv, sensors=8, filters=8, kernel=3, pool=4, stride=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On matrices this small threads mostly wait for each other: ten times as long where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stores")
+
+
+def recording(
+    stores: Path,
+    shape: dict[str, tuple[int, ...]] = PEOPLE,
+    *,
+    batch_size: int = 5,
+    embedding: EmbeddingOptions = PIXELS,
+    **split: Any,
+) -> Recording:
+    """People who saw the same 28 pictures of 4 classes: 16 to train on, 4 for validation and 8 for testing."""
+    kind = SensorRecording if len(next(iter(shape.values()))) == 2 else Recording
+    name = "-".join(f"{person}x{'x'.join(map(str, form))}" for person, form in shape.items())
+    return kind(
+        str(stores / name / "raw"),
+        experiment(shape),
+        stores=str(stores / name),
+        embedding=embedding,
+        split=SplitOptions(**{"validation": 0.2, **split}),
+        loader=LoaderOptions(batch_size=batch_size),
+    )
+
+
+def trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    return Trainer(
+        **{
+            "default_root_dir": folder,
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "callbacks": list(callbacks),
+            **options,
+        }
+    )
+
+
+def fit(data: Recording, path: Path, *callbacks: Callback, seed: int = 0, **options: Any) -> ContrastiveAlignment:
+    """Train a small model and write its checkpoint."""
+    seed_everything(seed, verbose=False)
+    model = ContrastiveAlignment(data.layout, **{"encoder": small, **options})
+    run = trainer(path.parent, *callbacks)
+    run.fit(model, datamodule=data)
+    run.save_checkpoint(path)
+    return model
+
+
+def whole(data: Recording, person: int = 0, split: str = "test") -> Batch:
+    """All samples of one person as one batch."""
+    samples = data.dataset(split)
+    return samples[torch.nonzero(samples.subject == person).flatten()]
+
+
+def copied(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert not [name for name, value in expected.items() if not torch.equal(found[name], value)]
+
+
+def made_up(shape: dict[str, list[int]], *, width: int = 8, classes: int = 0) -> Layout:
+    first = next(iter(shape.values()))
+    return Layout(
+        modality="fmri" if len(first) == 1 else "eeg",
+        subjects=list(shape),
+        shape=shape,
+        rois={name: {} for name in shape},
+        channels=[],
+        positions=[],
+        sampling_rate=0.0 if len(first) == 1 else 100.0,
+        start=0.0,
+        embedding_width=width,
+        embedding_space="made-up",
+        train_samples=dict.fromkeys(shape, 100),
+        classes=[f"class {i}" for i in range(classes)],
+        protocol="by_stimulus",
+        fold=0,
+        folds=1,
+        preparation={},
+        training_set="made-up",
+        transductive=False,
+    )
+
+
+# ---- learning --------------------------------------------------------------------------------------
+
+
+def linear_problem(shape: list[int], *, width: int = 8, train: int = 384, held_out: int = 40) -> list[Batch]:
+    """Signals that are a fixed linear map of the embedding, with a little noise; the last batch is held out."""
+    random = torch.Generator().manual_seed(0)
+    number = train + held_out
+    embedding = torch.randn(number, width, generator=random)
+    weights = torch.randn(width, math.prod(shape), generator=random) / math.sqrt(width)
+    signal = embedding @ weights + 0.1 * torch.randn(number, math.prod(shape), generator=random)
+    everything = Batch(
+        signal=signal.unflatten(1, shape),
+        embedding=embedding,
+        stimulus=torch.arange(number),
+        label=torch.full((number,), NO_LABEL),
+        subject=torch.zeros(number, dtype=torch.int64),
+        row=torch.arange(number),
+    )
+    rows = [*torch.arange(train).split(64), torch.arange(train, number)]
+    return [Batch(**{name: value[part] for name, value in everything.items()}) for part in rows]
+
+
+class Losses(Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+def loader(batches: list[Batch]) -> Any:
+    return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "shape", "lr", "epochs"),
+    [
+        (LinearEncoder, [30], 1e-2, 15),
+        (functools.partial(ResidualMLP, hidden=64, input_dropout=0.1), [30], 1e-2, 15),
+        (functools.partial(TemporalSpatialConv, sensors=16, filters=16, dropout=0.1), [12, 24], 1e-2, 25),
+    ],
+    ids=["linear", "mlp", "conv"],
+)
+def test_every_encoder_learns(tmp_path: Path, encoder: Any, shape: list[int], lr: float, epochs: int) -> None:
+    *train, held_out = linear_problem(shape)
+    seed_everything(0, verbose=False)
+    model = ContrastiveAlignment(made_up({"01": shape}), encoder, lr=lr)
+
+    def identified() -> float:
+        with torch.no_grad():
+            output = model.eval()(held_out)
+        model.train()
+        brain, image = (F.normalize(output[name], dim=1) for name in ("brain_embedding", "image_embedding"))
+        return float(((brain @ image.T).argmax(dim=1) == torch.arange(len(brain))).float().mean())
+
+    losses = Losses()
+    assert identified() < 0.2
+    run = trainer(tmp_path, losses, max_epochs=epochs)
+    run.fit(model, train_dataloaders=loader(train))
+    assert losses.values[0] > 0.5 * math.log(64)
+    assert sum(losses.values[-6:]) < 0.3 * sum(losses.values[:6])
+    assert identified() > 0.95
+    assert model.loss.scale.item() != pytest.approx(1 / 0.07), "the temperature is learned, too"
+    assert float(run.callback_metrics["train/scale"]) == pytest.approx(model.loss.scale.item(), rel=0.2)
+
+
+def test_the_output_carries_what_the_contract_says(stores: Path) -> None:
+    data = recording(stores)
+    model = ContrastiveAlignment(data.layout, small).eval()
+    batch = whole(data, 1)
+    output = model(batch)
+    assert set(output) == {"brain_embedding", "image_embedding", "label", "stimulus", "subject", "row"}
+    assert output["brain_embedding"].shape == output["image_embedding"].shape == (8, 27)
+    assert torch.equal(output["image_embedding"], batch["embedding"])
+    assert all(output[name] is batch[name] for name in ("label", "stimulus", "subject", "row"))
+    for step in (model.validation_step, model.test_step, model.predict_step):
+        assert set(step(batch, 0)) >= model.provides[step.__name__.removesuffix("_step")]
+    assert torch.equal(model.test_step(batch, 0)["brain_embedding"], output["brain_embedding"])
+
+
+def test_arguments_of_the_loss_reach_it(stores: Path) -> None:
+    data = recording(stores)
+    batch = whole(data, split="train")
+    options = {
+        "normalise": "image",
+        "direction": "image_to_brain",
+        "temperature": 0.5,
+        "temperature_form": "softplus",
+        "positives": "label",
+        "duplicates": "negatives",
+    }
+    # two samples of each picture, so that even the treatment of duplicates shows
+    for name, value in options.items():
+        torch.manual_seed(0)
+        model = ContrastiveAlignment(data.layout, LinearEncoder, **{name: value})
+        torch.manual_seed(0)
+        usual = ContrastiveAlignment(data.layout, LinearEncoder)
+        losses = [stage.loss(**pairs(stage(batch))).item() for stage in (model, usual)]
+        if name == "temperature_form":
+            assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+            assert model.loss.logit_scale.item() != pytest.approx(usual.loss.logit_scale.item())
+        else:
+            assert losses[0] != pytest.approx(losses[1], rel=1e-3), name
+    limited = ContrastiveAlignment(data.layout, LinearEncoder, max_scale=15.0)
+    with torch.no_grad():
+        limited.loss.logit_scale.fill_(10.0)
+    assert limited.loss.scale.item() == pytest.approx(15.0)
+
+
+def pairs(output: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        "brain": output["brain_embedding"],
+        "image": output["image_embedding"],
+        "stimulus": output["stimulus"],
+        "label": output["label"],
+    }
+
+
+# ---- hyperparameters and checkpoints ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"encoder": LinearEncoder}, {"encoder": small}, {"encoder": tiny}],
+    ids=["default", "class", "partial", "partial of a convolution"],
+)
+def test_a_checkpoint_is_plain_data_and_enough(stores: Path, tmp_path: Path, chosen: dict[str, Any]) -> None:
+    data = recording(stores, {"01": (4, 12), "02": (3, 12)} if chosen.get("encoder") is tiny else PEOPLE)
+    seed_everything(0, verbose=False)
+    model = ContrastiveAlignment(data.layout, **chosen, positives="label", temperature_form="softplus", lr=1e-2)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(model, datamodule=data)
+    path = tmp_path / "plain.ckpt"
+    run.save_checkpoint(path)
+    stored = torch.load(path, weights_only=True)["hyper_parameters"]
+    encoder = chosen.get("encoder", ResidualMLP)
+    name, sizes = (encoder.func, encoder.keywords) if isinstance(encoder, functools.partial) else (encoder, {})
+    assert stored["encoder"] == {
+        "class_path": f"lightning_modules.networks.encoders.{name.__name__}",
+        "init_args": sizes,
+    }
+    assert stored["layout"] == data.layout
+    assert (stored["positives"], stored["temperature_form"], stored["lr"]) == ("label", "softplus", 1e-2)
+    for weights_only in (True, None):
+        loaded = ContrastiveAlignment.load_from_checkpoint(path, weights_only=weights_only)
+        assert type(loaded.encoder) is name
+        assert_same_weights(loaded.state_dict(), model.state_dict())
+        for person in (0, 1):
+            batch = whole(data, person)
+            found, expected = loaded.eval()(batch), model.eval()(batch)
+            assert torch.equal(found["brain_embedding"], expected["brain_embedding"])
+            assert loaded.loss(**pairs(found)) == model.loss(**pairs(expected))
+
+
+class Outside:
+    class Nested(LinearEncoder):
+        pass
+
+
+def test_an_encoder_that_a_checkpoint_cannot_name_is_refused(stores: Path) -> None:
+    layout = recording(stores).layout
+    with pytest.raises(ContractError, match=r"class or functools\.partial.*<lambda>"):
+        ContrastiveAlignment(layout, lambda shapes, width: LinearEncoder(shapes, width))
+    with pytest.raises(ContractError, match=r"functools\.partial"):
+        ContrastiveAlignment(layout, functools.partial(lambda shapes, width: LinearEncoder(shapes, width)))
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["in a function", "in a class"])
+def test_an_encoder_class_that_cannot_be_imported_is_refused_or_loads(
+    stores: Path, tmp_path: Path, nested: bool
+) -> None:
+    class Local(LinearEncoder):
+        pass
+
+    data = recording(stores)
+    try:
+        fit(data, tmp_path / "local.ckpt", encoder=Outside.Nested if nested else Local)
+    except ContractError as error:
+        assert "Nested" in str(error) or "Local" in str(error)  # noqa: PT017
+        return
+    ContrastiveAlignment.load_from_checkpoint(tmp_path / "local.ckpt", weights_only=True)
+
+
+def test_an_encoder_of_ones_own_loads(stores: Path, tmp_path: Path) -> None:
+    data = recording(stores)
+    model = fit(data, tmp_path / "own.ckpt", encoder=functools.partial(Own, factor=3.0))
+    loaded = ContrastiveAlignment.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
+    assert isinstance(loaded.encoder, Own)
+    batch = whole(data)
+    assert torch.equal(loaded.eval()(batch)["brain_embedding"], model.eval()(batch)["brain_embedding"])
+
+
+class Own(LinearEncoder):
+    def __init__(self, shapes: Any, width: int, *, factor: float) -> None:
+        super().__init__(shapes, width)
+        self.factor = factor
+
+    def forward(self, signal: Tensor, subject: Tensor) -> Tensor:
+        return self.factor * super().forward(signal, subject)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, r"lr=0\.0"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"weight_decay": -1.0}, r"weight_decay=-1\.0"),
+        ({"warmup": 1.5}, r"warmup=1\.5"),
+        ({"temperature": -0.1}, r"-0\.1"),
+        ({"temperature": 0.001}, r"0\.001"),
+        ({"positives": "label"}, "positives='label' needs class names"),
+        ({"encoder": TemporalSpatialConv}, r"\{'01': \[12\]\}"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        ContrastiveAlignment(made_up({"01": [12]}), **options)
+
+
+def test_positives_by_label_are_for_data_with_classes() -> None:
+    assert ContrastiveAlignment(made_up({"01": [12]}, classes=2), positives="label").loss.positives == "label"
+
+
+def test_a_checkpoint_of_other_data_is_refused(stores: Path, tmp_path: Path) -> None:
+    data = recording(stores)
+    fit(data, tmp_path / "base.ckpt")
+    other = recording(stores, {"01": (12,), "02": (10,)})
+    model = ContrastiveAlignment(other.layout, small)
+    with pytest.raises(ContractError, match=r"shape: checkpoint \{.*'02': \[9\]\}, data \{.*'02': \[10\]\}"):
+        trainer(tmp_path).test(model, datamodule=other, ckpt_path=tmp_path / "base.ckpt", weights_only=True)
+
+
+# ---- validation ------------------------------------------------------------------------------------
+
+
+def validation_loss(model: ContrastiveAlignment, folder: Path, **source: Any) -> float:
+    [metrics] = trainer(folder).validate(model, **source, verbose=False)
+    return float(metrics["validation/loss"])
+
+
+def test_the_validation_loss_does_not_depend_on_the_batch_size(stores: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ContrastiveAlignment(recording(stores).layout, small)
+    found = [
+        validation_loss(model, tmp_path, datamodule=recording(stores, batch_size=size)) for size in (1, 2, 3, 5, 100)
+    ]
+    assert found == pytest.approx([found[0]] * 5, rel=1e-5)
+    # both people together, pictures that both saw removed from each other's candidates
+    outputs = [model.eval()(whole(recording(stores), person, "validation")) for person in (0, 1)]
+    joined = {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
+    assert found[0] == pytest.approx(model.loss(**pairs(joined)).item(), rel=1e-5)
+    alone = [model.loss(**pairs(output)).item() for output in outputs]
+    assert found[0] != pytest.approx(sum(alone) / 2, rel=1e-2), "nothing to compare"
+
+
+def test_the_validation_loss_counts_each_sample_once(tmp_path: Path) -> None:
+    *_, batch = linear_problem([30])
+    model = ContrastiveAlignment(made_up({"01": [30]}), small)
+    order = torch.randperm(len(batch["row"]), generator=torch.Generator().manual_seed(0))
+    shuffled = [Batch(**{name: value[part] for name, value in batch.items()}) for part in order.split(7)]
+    padded = Batch(**{name: value[:2] for name, value in batch.items()})
+    padded["row"] = torch.full((2,), PADDING)
+    expected = model.loss(**pairs(model.eval()(batch))).item()
+    for batches in ([batch], shuffled, [padded, *shuffled], [*shuffled, padded]):
+        found = validation_loss(model, tmp_path, dataloaders=loader(batches))
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_validation_loss_is_that_of_blocks_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive, "VALIDATION_BATCH", 15)
+    *_, batch = linear_problem([30])
+    model = ContrastiveAlignment(made_up({"01": [30]}), small).eval()
+    parts = [{k: v[p] for k, v in model(batch).items()} for p in torch.arange(40).split(15)]
+    assert [len(part["row"]) for part in parts] == [15, 15, 10]
+    expected = sum(len(part["row"]) * model.loss(**pairs(part)).item() for part in parts) / 40
+    # several processes hold the samples in another order, too
+    for order in (torch.arange(40), torch.randperm(40, generator=torch.Generator().manual_seed(0))):
+        batches = [Batch(**{name: value[part] for name, value in batch.items()}) for part in order.split(9)]
+        assert validation_loss(model, tmp_path, dataloaders=loader(batches)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_validation_loss_is_anew_in_every_epoch(stores: Path, tmp_path: Path) -> None:
+    """Nothing of the sanity check or of an earlier epoch stays in it."""
+    data = recording(stores)
+    model = ContrastiveAlignment(data.layout, small, lr=1e-2)
+    run = trainer(tmp_path, max_epochs=3)
+    run.fit(model, datamodule=data)
+    logged = float(run.callback_metrics["validation/loss"])
+    assert validation_loss(model, tmp_path, datamodule=data) == pytest.approx(logged, rel=1e-5)
+
+
+# ---- a loss that is no number ----------------------------------------------------------------------
+
+
+class Broken(Callback):
+    """Puts a NaN into one signal of the last batch of an epoch, or of the second."""
+
+    def __init__(self, epoch: int, *, last: bool = True) -> None:
+        self.epoch = epoch
+        self.last = last
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        if trainer.current_epoch == self.epoch and (trainer.is_last_batch if self.last else batch_idx == 1):
+            batch["signal"][1, 0] = math.nan
+
+
+def test_a_loss_that_is_no_number_ends_the_fit(stores: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ContractError, match=r"loss is NaN or infinite in epoch 1, batch \d+; lower .*lr \(now 0\.002\)"
+    ):
+        fit(recording(stores), tmp_path / "nan.ckpt", Broken(1), lr=2e-3)
+    assert not (tmp_path / "nan.ckpt").exists()
+
+
+def test_a_loss_that_became_no_number_earlier_ends_the_fit(stores: Path, tmp_path: Path) -> None:
+    """Weights that are NaN after any batch make every later loss NaN."""
+
+    class Early(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+            if batch_idx == 0:
+                batch["signal"][0, 0] = math.nan
+
+    with pytest.raises(ContractError, match="loss is NaN or infinite in epoch 0"):
+        fit(recording(stores), tmp_path / "nan.ckpt", Early())
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(stores: Path, tmp_path: Path) -> None:
+    """A resumed fit goes on from ``last.ckpt``: weights that are NaN must never get there."""
+    data = recording(stores)
+    model = ContrastiveAlignment(data.layout, small)
+    callbacks = RunCheckpoint(every_minutes=0), Broken(epoch=1, last=False)
+    run = trainer(tmp_path, *callbacks, log_every_n_steps=1, enable_checkpointing=True)
+    with pytest.raises(ContractError, match="loss is NaN or infinite in epoch 1"):
+        run.fit(model, datamodule=data)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert not [name for name, value in state.items() if not torch.isfinite(value).all()]
+
+
+@pytest.mark.parametrize("temperature_form", ["exp", "softplus", "raw", "fixed"])
+@pytest.mark.parametrize("encoder", [LinearEncoder, small], ids=["linear", "mlp"])
+def test_a_rate_that_is_far_too_large_ends_the_fit(
+    stores: Path, tmp_path: Path, encoder: Any, temperature_form: str
+) -> None:
+    with pytest.raises(ContractError, match=r"(loss|sum of weights) is NaN or infinite.*lr \(now 1000000\.0\)"):
+        fit(recording(stores), tmp_path / "large.ckpt", lr=1e6, encoder=encoder, temperature_form=temperature_form)
+
+
+# ---- other people on a trained trunk ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(stores: Path) -> Path:
+    path = stores / "base.ckpt"
+    fit(recording(stores), path, lr=1e-2)
+    return path
+
+
+OTHER = {"03": (15,)}
+
+
+def adapted(stores: Path, base: Path, folder: Path, shape: Any = OTHER, **options: Any) -> ContrastiveAlignment:
+    return fit(recording(stores, shape), folder / "adapted.ckpt", adapt=str(base), **options)
+
+
+class Started(Callback):
+    """Keeps the weights with which training begins."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.weights = copied(pl_module)
+
+
+@pytest.mark.parametrize("shape", [OTHER, {"04": (7,), "05": (12,)}], ids=["one", "two"])
+def test_only_the_layers_of_new_people_are_trained(stores: Path, base: Path, tmp_path: Path, shape: Any) -> None:
+    started = Started()
+    data = recording(stores, shape)
+    model = fit(data, tmp_path / "adapted.ckpt", started, adapt=str(base), lr=1e-2)
+    theirs, mine = torch.load(base, weights_only=True)["state_dict"], model.state_dict()
+    own = {name for name in mine if name.startswith("encoder.subject_layers.")}
+    assert {name.split(".")[3] for name in own} == {str(i) for i in range(len(shape))}
+    assert "loss.logit_scale" in mine.keys() - own
+    assert len(mine.keys() - own) > 5
+    for name, value in mine.items():
+        if name in own:
+            assert not torch.equal(value, started.weights[name]), f"{name} was not trained"
+        else:
+            assert torch.equal(value, started.weights[name]), f"{name} was trained"
+            assert torch.equal(value, theirs[name]), f"{name} is not that of the base"
+    fresh = ContrastiveAlignment(data.layout, small).state_dict()
+    assert any(not torch.equal(theirs[name], fresh[name]) for name in fresh.keys() - own), "nothing to compare"
+
+
+def test_new_people_are_decoded_by_the_old_trunk(tmp_path: Path) -> None:
+    """Trained on one person of a linear problem, adapted to another: identified as well."""
+    encoder = functools.partial(ResidualMLP, hidden=64, input_dropout=0.1)
+    paths = {}
+    for person, voxels in (("01", 30), ("02", 50)):
+        *train, held_out = linear_problem([voxels])
+        seed_everything(0, verbose=False)
+        adapt = str(paths["01"]) if paths else None
+        model = ContrastiveAlignment(made_up({person: [voxels]}), encoder, lr=1e-2, adapt=adapt)
+        run = trainer(tmp_path, max_epochs=15)
+        run.fit(model, train_dataloaders=loader(train))
+        paths[person] = tmp_path / f"{person}.ckpt"
+        run.save_checkpoint(paths[person])
+    with torch.no_grad():
+        brain = F.normalize(model.eval()(held_out)["brain_embedding"], dim=1)
+    found = (brain @ F.normalize(held_out["embedding"], dim=1).T).argmax(dim=1)
+    assert (found == torch.arange(len(found))).float().mean() > 0.9
+
+
+def test_the_lineage_names_the_base(stores: Path, base: Path, tmp_path: Path) -> None:
+    data = recording(stores)
+    [entry] = torch.load(base, weights_only=True)["lineage"]
+    assert entry == {
+        "stage": "ContrastiveAlignment",
+        "protocol": "by_stimulus",
+        "training_set": data.layout["training_set"],
+        "transductive": False,
+        "training_stimuli": sorted(data.stimuli("train") | data.stimuli("validation")),
+    }
+    adapted(stores, base, tmp_path)
+    first, second = torch.load(tmp_path / "adapted.ckpt", weights_only=True)["lineage"]
+    assert first == entry
+    assert second["stage"] == "ContrastiveAlignment"
+    loaded = ContrastiveAlignment.load_from_checkpoint(tmp_path / "adapted.ckpt", weights_only=True)
+    assert loaded.lineage == [entry]
+    context = loaded.score_context(recording(stores, OTHER).score_context("test"))
+    assert [stage["stage"] for stage in context.lineage] == ["ContrastiveAlignment"]
+    assert "training_stimuli" not in context.lineage[0]
+
+
+def test_adapting_twice_names_both(stores: Path, base: Path, tmp_path: Path) -> None:
+    adapted(stores, base, tmp_path)
+    fit(recording(stores, {"06": (8,)}), tmp_path / "twice.ckpt", adapt=str(tmp_path / "adapted.ckpt"))
+    assert len(torch.load(tmp_path / "twice.ckpt", weights_only=True)["lineage"]) == 3
+
+
+def test_a_missing_base_is_refused(stores: Path, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=re.escape(f"no checkpoint {tmp_path / 'nowhere.ckpt'}")):
+        adapted(stores, tmp_path / "nowhere.ckpt", tmp_path)
+
+
+def test_a_trunk_of_other_sizes_is_refused(stores: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ContractError) as raised:
+        adapted(stores, base, tmp_path, encoder=functools.partial(ResidualMLP, hidden=24))
+    assert "encoder.trunk.2.weight: (27, 16) in the checkpoint, (27, 24) here" in str(raised.value)
+    with pytest.raises(ContractError, match=r"nothing in the checkpoint, \(16,\) here"):
+        adapted(stores, base, tmp_path, encoder=functools.partial(ResidualMLP, hidden=16, blocks=2))
+
+
+def test_a_trunk_of_another_kind_is_refused(stores: Path, tmp_path: Path) -> None:
+    data = recording(stores)
+    model, run = RidgeAlignment(data.layout), trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    run.fit(model, datamodule=data)
+    run.save_checkpoint(tmp_path / "ridge.ckpt")
+    with pytest.raises(ContractError, match=r"decoders\.0\.weight: \(27, 12\) in the checkpoint, nothing here"):
+        adapted(stores, tmp_path / "ridge.ckpt", tmp_path)
+
+
+def test_an_encoder_without_trunk_is_refused(stores: Path, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="LinearEncoder shares nothing"):
+        adapted(stores, base, tmp_path, encoder=LinearEncoder)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        (EmbeddingOptions(image_size=4), "embedding_width: checkpoint 27, data 48"),
+        (EmbeddingOptions(image_size=3, target="unit"), r"embedding_space: checkpoint '\S+', data '\S+\|unit'"),
+    ],
+    ids=["width", "space"],
+)
+def test_another_image_space_is_refused(
+    stores: Path, base: Path, tmp_path: Path, embedding: EmbeddingOptions, message: str
+) -> None:
+    with pytest.raises(ContractError, match=message):
+        fit(recording(stores, OTHER, embedding=embedding), tmp_path / "adapted.ckpt", adapt=str(base))
+
+
+@pytest.mark.parametrize("form", ["fixed", "softplus", "raw"])
+def test_the_temperature_of_the_base_is_kept_or_refused(stores: Path, base: Path, tmp_path: Path, form: str) -> None:
+    """The number in the checkpoint means another scale under another form."""
+    scale = ContrastiveAlignment.load_from_checkpoint(base, weights_only=True).loss.scale.item()
+    try:
+        model = adapted(stores, base, tmp_path, temperature_form=form)
+    except ContractError as error:
+        assert "temperature_form" in str(error)  # noqa: PT017
+        return
+    assert model.loss.scale.item() == pytest.approx(scale, rel=1e-5)
+
+
+def test_an_adapted_model_is_tested_after_its_base_is_gone(stores: Path, base: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.ckpt"
+    gone.write_bytes(base.read_bytes())
+    data = recording(stores, OTHER)
+    model = fit(data, tmp_path / "adapted.ckpt", adapt=str(gone))
+    gone.unlink()
+    batch = whole(data)
+    expected = model.eval()(batch)["brain_embedding"]
+    loaded = ContrastiveAlignment.load_from_checkpoint(tmp_path / "adapted.ckpt", weights_only=True)
+    assert torch.equal(loaded.eval()(batch)["brain_embedding"], expected)
+    other = ContrastiveAlignment(data.layout, small, adapt=str(gone))
+    run = trainer(tmp_path)
+    run.test(other, datamodule=data, ckpt_path=tmp_path / "adapted.ckpt", weights_only=True, verbose=False)
+    assert torch.equal(other.eval()(batch)["brain_embedding"], expected)
+    trainer(tmp_path).test(loaded, datamodule=data, verbose=False)
+
+
+def on_fold(stores: Path, fold: int, shape: Any, **split: Any) -> Recording:
+    return recording(stores, shape, **{"folds": 2, "fold": fold, "validation": 0.0, **split})
+
+
+def test_pictures_that_the_base_was_trained_on_are_no_test_pictures(stores: Path, tmp_path: Path) -> None:
+    fit(on_fold(stores, 0, PEOPLE), tmp_path / "base.ckpt")
+    same, other = (on_fold(stores, fold, OTHER) for fold in (0, 1))
+    model = fit(same, tmp_path / "same.ckpt", adapt=str(tmp_path / "base.ckpt"))
+    trainer(tmp_path).test(model, datamodule=same, verbose=False)
+    model = fit(other, tmp_path / "other.ckpt", adapt=str(tmp_path / "base.ckpt"))
+    message = "14 test pictures were training pictures of the ContrastiveAlignment"
+    with pytest.raises(ContractError, match=message):
+        trainer(tmp_path).test(model, datamodule=other, verbose=False)
+    loaded = ContrastiveAlignment.load_from_checkpoint(tmp_path / "other.ckpt", weights_only=True)
+    with pytest.raises(ContractError, match=message):
+        trainer(tmp_path).test(loaded, datamodule=other, verbose=False)
+
+
+def test_a_protocol_that_shares_pictures_allows_them(stores: Path, tmp_path: Path) -> None:
+    split = {"protocol": "leave_one_repetition_out", "folds": 0}
+    fit(on_fold(stores, 0, PEOPLE, **split), tmp_path / "base.ckpt")
+    data = on_fold(stores, 1, OTHER, **split)
+    model = fit(data, tmp_path / "adapted.ckpt", adapt=str(tmp_path / "base.ckpt"))
+    trainer(tmp_path).test(model, datamodule=data, verbose=False)
+
+
+# ---- reproducibility -------------------------------------------------------------------------------
+
+
+class Draws(Callback):
+    """Uses up random numbers where a fit does not expect it."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        torch.rand(1)
+
+    on_train_batch_end = on_train_epoch_start = on_validation_batch_end = on_validation_start = on_train_batch_start
+
+
+class Seeds(Callback):
+    """The seed of the random state in which each step is computed."""
+
+    def __init__(self) -> None:
+        self.values: list[int] = []
+
+    def on_before_backward(self, *args: Any) -> None:
+        self.values.append(torch.initial_seed())
+
+
+def weights_of_fit(
+    stores: Path, folder: Path, *callbacks: Callback, start: int = 0, seed: int = 0
+) -> dict[str, Tensor]:
+    """A fit from the same first weights, whatever its seed."""
+    data = recording(stores)
+    torch.manual_seed(start)
+    model = ContrastiveAlignment(data.layout, small, lr=1e-2)
+    seed_everything(seed, verbose=False)
+    trainer(folder, *callbacks).fit(model, datamodule=data)
+    return model.state_dict()
+
+
+def test_a_fit_is_a_function_of_its_seed(stores: Path, tmp_path: Path) -> None:
+    first = weights_of_fit(stores, tmp_path)
+    assert_same_weights(weights_of_fit(stores, tmp_path), first)
+    assert_same_weights(weights_of_fit(stores, tmp_path, Draws()), first)
+    other = weights_of_fit(stores, tmp_path, seed=1)
+    assert all(not torch.equal(other[name], value) for name, value in first.items() if "weight" in name)
+
+
+def test_every_step_has_its_own_random_state(stores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeds(seed: int) -> list[int]:
+        callback = Seeds()
+        weights_of_fit(stores, tmp_path, callback, seed=seed)
+        return callback.values
+
+    first = seeds(0)
+    # 2 epochs of 12 batches: 2 x 16 samples of each person in batches of 5, whole ones only
+    assert len(first) == 24
+    assert len(set(first)) == 24
+    assert seeds(0) == first
+    assert not set(seeds(1)) & set(first)
+    monkeypatch.setattr(ContrastiveAlignment, "global_rank", property(lambda self: 1))
+    assert not set(seeds(0)) & set(first)
+
+
+def test_the_seed_of_a_step_depends_on_nothing_else(stores: Path, tmp_path: Path) -> None:
+    """Neither the model nor the data, nor how many steps were made in this process."""
+    callbacks: list[Seeds] = []
+    for shape, encoder in ((PEOPLE, small), (PEOPLE, LinearEncoder)):
+        callbacks.append(Seeds())
+        fit(recording(stores, shape), tmp_path / "seeds.ckpt", callbacks[-1], encoder=encoder, seed=4)
+    assert callbacks[0].values == callbacks[1].values
+
+
+def test_dropout_of_a_step_follows_its_seed(stores: Path, tmp_path: Path) -> None:
+    class Masks(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            self.seen: list[Tensor] = []
+            layers = [m for m in pl_module.encoder.modules() if isinstance(m, torch.nn.Dropout)]
+            for layer in layers:
+                layer.register_forward_hook(lambda layer, inputs, output: self.seen.append(output == 0))
+
+    masks = [Masks(), Masks()]
+    weights_of_fit(stores, tmp_path, masks[0])
+    weights_of_fit(stores, tmp_path, Draws(), masks[1])
+    assert len(masks[0].seen) > 20
+    assert all(torch.equal(a, b) for a, b in zip(masks[0].seen, masks[1].seen, strict=True))
+    assert any(mask.any() for mask in masks[0].seen)

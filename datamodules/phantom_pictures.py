@@ -51,7 +51,7 @@ class PictureOptions:
         seed: Seed of the pictures.
     """
 
-    train: int = 250
+    train: int = 200
     validation: int = 5
     test: int = 20
     context_length: int = 32

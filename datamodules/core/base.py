@@ -98,6 +98,7 @@ class BrainDataModule(DataModule):
         self.embedding = embedding
         self.samples = samples
         self.split = split
+        self._contexts: dict[str, ScoreContext] = {}
 
     # ---- what a data set provides ------------------------------------------------------------------
 
@@ -315,9 +316,14 @@ class BrainDataModule(DataModule):
     # ---- what scores need --------------------------------------------------------------------------
 
     def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
-        """Return galleries, ceilings, protocol and layout for scoring a split (contract 3)."""
+        """Return galleries, ceilings, protocol and layout for scoring a split (contract 3); made once a split."""
         split = EVALUATED[stage]
         self.check_split(split)
+        if split not in self._contexts:
+            self._contexts[split] = self._make_context(split)
+        return self._contexts[split]
+
+    def _make_context(self, split: str) -> ScoreContext:
         if not (self.trials["side"] == split).any():
             raise DataError(f"no {split} trials to score; change --data.init_args.split")
         shown = torch.from_numpy(np.unique(np.concatenate([p.stimulus[split] for p in self.prepared.values()])))

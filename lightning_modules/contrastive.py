@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from contracts import PADDING, Batch, ContractError, Layout, Output
-from lightning_modules.networks.encoders import Encoder, EncoderFactory, ResidualMLP
+from lightning_modules.networks.encoders import Encoder, EncoderFactory, ResidualMLP, TemporalSpatialConv
 from lightning_modules.networks.infonce import (
     Direction,
     Duplicates,
@@ -42,7 +42,8 @@ class ContrastiveAlignment(GradientStage):
 
     Args:
         layout: Shapes of the data, linked from the datamodule.
-        encoder: ``LinearEncoder``, ``ResidualMLP``, ``TemporalSpatialConv`` or a class of your own, with its sizes.
+        encoder: ``LinearEncoder``, ``ResidualMLP``, ``TemporalSpatialConv`` or a class of your own, with its sizes;
+            None for the usual one of the modality: ``ResidualMLP`` for fMRI, ``TemporalSpatialConv`` for EEG and MEG.
         normalise: Which side of the dot product has length 1.
         direction: Which side asks.
         temperature: Temperature at the start.
@@ -69,7 +70,7 @@ class ContrastiveAlignment(GradientStage):
     def __init__(
         self,
         layout: Layout,
-        encoder: EncoderFactory = ResidualMLP,
+        encoder: EncoderFactory | None = None,
         *,
         normalise: Normalise = "both",
         direction: Direction = "symmetric",
@@ -87,6 +88,8 @@ class ContrastiveAlignment(GradientStage):
     ) -> None:
         optimiser = AdamW(lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
         super().__init__(layout, optimiser=optimiser, compile=compile)
+        if encoder is None:
+            encoder = ResidualMLP if layout["modality"] == "fmri" else TemporalSpatialConv
         if isinstance(getattr(encoder, "func", encoder), type):
             # from Python; the command line makes plain data of it by itself
             encoder = _described(encoder)  # type: ignore[assignment]

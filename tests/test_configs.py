@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import subprocess
@@ -160,10 +159,6 @@ def test_a_stage_is_built_at_its_shipped_size_without_memory(path: Path, meta: N
     kind = arguments.import_class(entry["class_path"])
     assert issubclass(kind, Stage)
     arguments_of = entry["init_args"]
-    if "encoder" in arguments_of:
-        encoder = arguments_of["encoder"]
-        size = encoder.get("init_args", {})
-        arguments_of |= {"encoder": functools.partial(arguments.import_class(encoder["class_path"]), **size)}
     layout = PICTURES if dataset_of(data_of(path)) == "phantom_pictures" else SHIPPED_SIZE
     stage = kind(layout, **arguments_of)
     parameters = list(stage.parameters())

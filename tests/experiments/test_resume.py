@@ -54,6 +54,7 @@ FIT = (
     '--data.init_args.phantom={"people": 2, "train_images": 1, "test_images": 1, "train_repetitions": 1, '
     '"test_repetitions": 1, "sessions": 1}',
     "--data.init_args.embedding={model: pixels, image_size: 8, target: pca(8)}",
+    "--model.init_args.encoder=ResidualMLP",
     "--model.init_args.encoder.init_args.hidden=16",
     "--trainer.max_epochs=4",
     "--trainer.accumulate_grad_batches=2",

@@ -221,6 +221,11 @@ class Phantom(_Phantom):
 class _PhantomSensors(_Phantom):
     """EEG and MEG: sensors on a head, time points around the onset of a picture."""
 
+    def __init__(
+        self, root: str = "", phantom: PhantomOptions = PhantomOptions(test_repetitions=8), **kwargs: Any
+    ) -> None:
+        super().__init__(root, phantom, **kwargs)
+
     def person(self, number: int) -> SensorSimulation:
         """A person by number, from 0."""
         modality: Any = self.facts.modality
@@ -265,11 +270,6 @@ class PhantomEEG(_PhantomSensors):
         shape={"02": (64, 60), "03": (64, 60), "04": (64, 60)},
     )
 
-    def __init__(
-        self, root: str = "", phantom: PhantomOptions = PhantomOptions(test_repetitions=8), **kwargs: Any
-    ) -> None:
-        super().__init__(root, phantom, **kwargs)
-
 
 class PhantomMEG(_PhantomSensors):
     """Simulated MEG of people 03 to 05, who see pictures of which three quarters were also shown in Phantom's fMRI.
@@ -295,8 +295,3 @@ class PhantomMEG(_PhantomSensors):
         stimuli=560,
         shape={"03": (102, 60), "04": (102, 60), "05": (102, 60)},
     )
-
-    def __init__(
-        self, root: str = "", phantom: PhantomOptions = PhantomOptions(test_repetitions=8), **kwargs: Any
-    ) -> None:
-        super().__init__(root, phantom, **kwargs)

@@ -170,8 +170,8 @@ class ContrastiveAlignment(GradientStage):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Return the output of a validation batch."""
-        output: Output = self(batch)
+        """Return the output of a validation batch, and keep it for the loss."""
+        output = super().validation_step(batch, batch_idx)
         self._validated.append(output)
         return output
 
@@ -191,14 +191,6 @@ class ContrastiveAlignment(GradientStage):
         total = sum(loss * len(block) for loss, block in zip(losses, blocks, strict=True)) / len(order)
         # every process has computed the same value
         self.log("validation/loss", total, sync_dist=True, prog_bar=True)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Return the output of a test batch."""
-        return self(batch)  # type: ignore[no-any-return]
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Return the output of a batch."""
-        return self(batch)  # type: ignore[no-any-return]
 
     def _loss(self, output: Output, *, gather: bool = True) -> Tensor:
         loss: Tensor = self.loss(

@@ -136,18 +136,6 @@ class ImageText(GradientStage):
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(batch["row"]), sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Return the output of a validation batch."""
-        return self(batch)  # type: ignore[no-any-return]
-
-    def test_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Return the output of a test batch."""
-        return self(batch)  # type: ignore[no-any-return]
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Return the output of a batch."""
-        return self(batch)  # type: ignore[no-any-return]
-
     @torch.no_grad()
     def galleries(self) -> Mapping[str, Gallery]:
         """The classes as texts: the mean of the unit embeddings of all templates, for zero-shot classification."""

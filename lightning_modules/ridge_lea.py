@@ -196,18 +196,6 @@ class RidgeAlignment(Stage):
             **self.passed_through(batch),
         }
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Return the output of a validation batch."""
-        return self(batch)  # type: ignore[no-any-return]
-
-    def test_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Return the output of a test batch."""
-        return self(batch)  # type: ignore[no-any-return]
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Return the output of a batch."""
-        return self(batch)  # type: ignore[no-any-return]
-
     def _sizes(self, person: int, direction: Direction) -> tuple[int, int]:
         size, width = (
             math.prod(self.layout["shape"][self.layout["subjects"][person]]),

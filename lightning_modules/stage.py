@@ -61,6 +61,18 @@ class Stage(LightningModule):
         """Return the entries that every output carries on."""
         return {name: batch[name] for name in PASSED_THROUGH}  # type: ignore[literal-required]
 
+    def validation_step(self, batch: Batch, batch_idx: int) -> Output:
+        """Return the output of a validation batch."""
+        return self(batch)  # type: ignore[no-any-return]
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Output:
+        """Return the output of a test batch."""
+        return self(batch)  # type: ignore[no-any-return]
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Output:
+        """Return the output of a batch."""
+        return self(batch)  # type: ignore[no-any-return]
+
     def galleries(self) -> Mapping[str, Gallery]:
         """Galleries that only the stage can make, such as texts through its own text tower."""
         return {}

@@ -1,11 +1,9 @@
-"""ContrastiveAlignment through Python: learning, checkpoints, other people on a trained trunk, reproducibility."""
+"""ContrastiveAlignment through Python: learning, checkpoints, validation, reproducibility."""
 
 from __future__ import annotations
 
 import functools
 import math
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,29 @@ import torch
 import torch.nn.functional as F
 from lightning import Callback, Trainer, seed_everything
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from callbacks import RunCheckpoint
-from contracts import NO_LABEL, PADDING, Batch, ContractError, Layout
-from datamodules import EmbeddingOptions, LoaderOptions, SplitOptions
+from contracts import PADDING, Batch, ContractError
 from lightning_modules import (
     ContrastiveAlignment,
     LinearEncoder,
     ResidualMLP,
-    RidgeAlignment,
     TemporalSpatialConv,
     contrastive,
 )
-from tests.formats.recording import Recording, SensorRecording, experiment
+from tests.lightning_modules.fitting import (
+    PEOPLE,
+    assert_same_weights,
+    fit,
+    linear_problem,
+    loader,
+    made_up,
+    recording,
+    small,
+    tiny,
+    trainer,
+    whole,
+)
 
 # Lightning advises more worker processes for any data set, a shorter logging interval for few batches, and validation
 pytestmark = [
@@ -37,134 +44,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
 ]
 
-PIXELS = EmbeddingOptions(image_size=3)
-PEOPLE = {"01": (12,), "02": (9,)}
-small = functools.partial(ResidualMLP, hidden=16)
-tiny = functools.partial(TemporalSpatialConv, sensors=8, filters=8, kernel=3, pool=4, stride=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On matrices this small threads mostly wait for each other: ten times as long where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("stores")
-
-
-def recording(
-    stores: Path,
-    shape: dict[str, tuple[int, ...]] = PEOPLE,
-    *,
-    batch_size: int = 5,
-    embedding: EmbeddingOptions = PIXELS,
-    **split: Any,
-) -> Recording:
-    """People who saw the same 28 pictures of 4 classes: 16 to train on, 4 for validation and 8 for testing."""
-    kind = SensorRecording if len(next(iter(shape.values()))) == 2 else Recording
-    name = "-".join(f"{person}x{'x'.join(map(str, form))}" for person, form in shape.items())
-    return kind(
-        str(stores / name / "raw"),
-        experiment(shape),
-        stores=str(stores / name),
-        embedding=embedding,
-        split=SplitOptions(**{"validation": 0.2, **split}),
-        loader=LoaderOptions(batch_size=batch_size),
-    )
-
-
-def trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
-    return Trainer(
-        **{
-            "default_root_dir": folder,
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 2,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            "callbacks": list(callbacks),
-            **options,
-        }
-    )
-
-
-def fit(data: Recording, path: Path, *callbacks: Callback, seed: int = 0, **options: Any) -> ContrastiveAlignment:
-    """Train a small model and write its checkpoint."""
-    seed_everything(seed, verbose=False)
-    model = ContrastiveAlignment(data.layout, **{"encoder": small, **options})
-    run = trainer(path.parent, *callbacks)
-    run.fit(model, datamodule=data)
-    run.save_checkpoint(path)
-    return model
-
-
-def whole(data: Recording, person: int = 0, split: str = "test") -> Batch:
-    """All samples of one person as one batch."""
-    samples = data.dataset(split)
-    return samples[torch.nonzero(samples.subject == person).flatten()]
-
-
-def copied(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert not [name for name, value in expected.items() if not torch.equal(found[name], value)]
-
-
-def made_up(shape: dict[str, list[int]], *, width: int = 8, classes: int = 0) -> Layout:
-    first = next(iter(shape.values()))
-    return Layout(
-        modality="fmri" if len(first) == 1 else "eeg",
-        subjects=list(shape),
-        shape=shape,
-        rois={name: {} for name in shape},
-        channels=[],
-        positions=[],
-        sampling_rate=0.0 if len(first) == 1 else 100.0,
-        start=0.0,
-        embedding_width=width,
-        embedding_space="made-up",
-        train_samples=dict.fromkeys(shape, 100),
-        classes=[f"class {i}" for i in range(classes)],
-        protocol="by_stimulus",
-        fold=0,
-        folds=1,
-        preparation={},
-        training_set="made-up",
-        transductive=False,
-    )
-
 
 # ---- learning --------------------------------------------------------------------------------------
-
-
-def linear_problem(shape: list[int], *, width: int = 8, train: int = 384, held_out: int = 40) -> list[Batch]:
-    """Signals that are a fixed linear map of the embedding, with a little noise; the last batch is held out."""
-    random = torch.Generator().manual_seed(0)
-    number = train + held_out
-    embedding = torch.randn(number, width, generator=random)
-    weights = torch.randn(width, math.prod(shape), generator=random) / math.sqrt(width)
-    signal = embedding @ weights + 0.1 * torch.randn(number, math.prod(shape), generator=random)
-    everything = Batch(
-        signal=signal.unflatten(1, shape),
-        embedding=embedding,
-        stimulus=torch.arange(number),
-        label=torch.full((number,), NO_LABEL),
-        subject=torch.zeros(number, dtype=torch.int64),
-        row=torch.arange(number),
-    )
-    rows = [*torch.arange(train).split(64), torch.arange(train, number)]
-    return [Batch(**{name: value[part] for name, value in everything.items()}) for part in rows]
 
 
 class Losses(Callback):
@@ -173,10 +54,6 @@ class Losses(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
         self.values.append(float(outputs["loss"]))
-
-
-def loader(batches: list[Batch]) -> Any:
-    return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
 
 
 @pytest.mark.parametrize(
@@ -490,193 +367,6 @@ def test_a_rate_that_is_far_too_large_ends_the_fit(
 ) -> None:
     with pytest.raises(ContractError, match=r"(loss|sum of weights) is NaN or infinite.*lr \(now 1000000\.0\)"):
         fit(recording(stores), tmp_path / "large.ckpt", lr=1e6, encoder=encoder, temperature_form=temperature_form)
-
-
-# ---- other people on a trained trunk ---------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def base(stores: Path) -> Path:
-    path = stores / "base.ckpt"
-    fit(recording(stores), path, lr=1e-2)
-    return path
-
-
-OTHER = {"03": (15,)}
-
-
-def adapted(stores: Path, base: Path, folder: Path, shape: Any = OTHER, **options: Any) -> ContrastiveAlignment:
-    return fit(recording(stores, shape), folder / "adapted.ckpt", adapt=str(base), **options)
-
-
-class Started(Callback):
-    """Keeps the weights with which training begins."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.weights = copied(pl_module)
-
-
-@pytest.mark.parametrize("shape", [OTHER, {"04": (7,), "05": (12,)}], ids=["one", "two"])
-def test_only_the_layers_of_new_people_are_trained(stores: Path, base: Path, tmp_path: Path, shape: Any) -> None:
-    started = Started()
-    data = recording(stores, shape)
-    model = fit(data, tmp_path / "adapted.ckpt", started, adapt=str(base), lr=1e-2)
-    theirs, mine = torch.load(base, weights_only=True)["state_dict"], model.state_dict()
-    own = {name for name in mine if name.startswith("encoder.subject_layers.")}
-    assert {name.split(".")[3] for name in own} == {str(i) for i in range(len(shape))}
-    assert "loss.logit_scale" in mine.keys() - own
-    assert len(mine.keys() - own) > 5
-    for name, value in mine.items():
-        if name in own:
-            assert not torch.equal(value, started.weights[name]), f"{name} was not trained"
-        else:
-            assert torch.equal(value, started.weights[name]), f"{name} was trained"
-            assert torch.equal(value, theirs[name]), f"{name} is not that of the base"
-    fresh = ContrastiveAlignment(data.layout, small).state_dict()
-    assert any(not torch.equal(theirs[name], fresh[name]) for name in fresh.keys() - own), "nothing to compare"
-
-
-def test_new_people_are_decoded_by_the_old_trunk(tmp_path: Path) -> None:
-    """Trained on one person of a linear problem, adapted to another: identified as well."""
-    encoder = functools.partial(ResidualMLP, hidden=64, input_dropout=0.1)
-    paths = {}
-    for person, voxels in (("01", 30), ("02", 50)):
-        *train, held_out = linear_problem([voxels])
-        seed_everything(0, verbose=False)
-        adapt = str(paths["01"]) if paths else None
-        model = ContrastiveAlignment(made_up({person: [voxels]}), encoder, lr=1e-2, adapt=adapt)
-        run = trainer(tmp_path, max_epochs=15)
-        run.fit(model, train_dataloaders=loader(train))
-        paths[person] = tmp_path / f"{person}.ckpt"
-        run.save_checkpoint(paths[person])
-    with torch.no_grad():
-        brain = F.normalize(model.eval()(held_out)["brain_embedding"], dim=1)
-    found = (brain @ F.normalize(held_out["embedding"], dim=1).T).argmax(dim=1)
-    assert (found == torch.arange(len(found))).float().mean() > 0.9
-
-
-def test_the_lineage_names_the_base(stores: Path, base: Path, tmp_path: Path) -> None:
-    data = recording(stores)
-    [entry] = torch.load(base, weights_only=True)["lineage"]
-    assert entry == {
-        "stage": "ContrastiveAlignment",
-        "protocol": "by_stimulus",
-        "training_set": data.layout["training_set"],
-        "transductive": False,
-        "training_stimuli": sorted(data.stimuli("train") | data.stimuli("validation")),
-    }
-    adapted(stores, base, tmp_path)
-    first, second = torch.load(tmp_path / "adapted.ckpt", weights_only=True)["lineage"]
-    assert first == entry
-    assert second["stage"] == "ContrastiveAlignment"
-    loaded = ContrastiveAlignment.load_from_checkpoint(tmp_path / "adapted.ckpt", weights_only=True)
-    assert loaded.lineage == [entry]
-    context = loaded.score_context(recording(stores, OTHER).score_context("test"))
-    assert [stage["stage"] for stage in context.lineage] == ["ContrastiveAlignment"]
-    assert "training_stimuli" not in context.lineage[0]
-
-
-def test_adapting_twice_names_both(stores: Path, base: Path, tmp_path: Path) -> None:
-    adapted(stores, base, tmp_path)
-    fit(recording(stores, {"06": (8,)}), tmp_path / "twice.ckpt", adapt=str(tmp_path / "adapted.ckpt"))
-    assert len(torch.load(tmp_path / "twice.ckpt", weights_only=True)["lineage"]) == 3
-
-
-def test_a_missing_base_is_refused(stores: Path, tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=re.escape(f"no checkpoint {tmp_path / 'nowhere.ckpt'}")):
-        adapted(stores, tmp_path / "nowhere.ckpt", tmp_path)
-
-
-def test_a_trunk_of_other_sizes_is_refused(stores: Path, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ContractError) as raised:
-        adapted(stores, base, tmp_path, encoder=functools.partial(ResidualMLP, hidden=24))
-    assert "encoder.trunk.2.weight: (27, 16) in the checkpoint, (27, 24) here" in str(raised.value)
-    with pytest.raises(ContractError, match=r"nothing in the checkpoint, \(16,\) here"):
-        adapted(stores, base, tmp_path, encoder=functools.partial(ResidualMLP, hidden=16, blocks=2))
-
-
-def test_a_trunk_of_another_kind_is_refused(stores: Path, tmp_path: Path) -> None:
-    data = recording(stores)
-    model, run = RidgeAlignment(data.layout), trainer(tmp_path, max_epochs=1, limit_val_batches=0)
-    run.fit(model, datamodule=data)
-    run.save_checkpoint(tmp_path / "ridge.ckpt")
-    with pytest.raises(ContractError, match=r"decoders\.0\.weight: \(27, 12\) in the checkpoint, nothing here"):
-        adapted(stores, tmp_path / "ridge.ckpt", tmp_path)
-
-
-def test_an_encoder_without_trunk_is_refused(stores: Path, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match="LinearEncoder shares nothing"):
-        adapted(stores, base, tmp_path, encoder=LinearEncoder)
-
-
-@pytest.mark.parametrize(
-    ("embedding", "message"),
-    [
-        (EmbeddingOptions(image_size=4), "embedding_width: checkpoint 27, data 48"),
-        (EmbeddingOptions(image_size=3, target="unit"), r"embedding_space: checkpoint '\S+', data '\S+\|unit'"),
-    ],
-    ids=["width", "space"],
-)
-def test_another_image_space_is_refused(
-    stores: Path, base: Path, tmp_path: Path, embedding: EmbeddingOptions, message: str
-) -> None:
-    with pytest.raises(ContractError, match=message):
-        fit(recording(stores, OTHER, embedding=embedding), tmp_path / "adapted.ckpt", adapt=str(base))
-
-
-@pytest.mark.parametrize("form", ["fixed", "softplus", "raw"])
-def test_the_temperature_of_the_base_is_kept_or_refused(stores: Path, base: Path, tmp_path: Path, form: str) -> None:
-    """The number in the checkpoint means another scale under another form."""
-    scale = ContrastiveAlignment.load_from_checkpoint(base, weights_only=True).loss.scale.item()
-    try:
-        model = adapted(stores, base, tmp_path, temperature_form=form)
-    except ContractError as error:
-        assert "temperature_form" in str(error)  # noqa: PT017
-        return
-    assert model.loss.scale.item() == pytest.approx(scale, rel=1e-5)
-
-
-def test_an_adapted_model_is_tested_after_its_base_is_gone(stores: Path, base: Path, tmp_path: Path) -> None:
-    gone = tmp_path / "gone.ckpt"
-    gone.write_bytes(base.read_bytes())
-    data = recording(stores, OTHER)
-    model = fit(data, tmp_path / "adapted.ckpt", adapt=str(gone))
-    gone.unlink()
-    batch = whole(data)
-    expected = model.eval()(batch)["brain_embedding"]
-    loaded = ContrastiveAlignment.load_from_checkpoint(tmp_path / "adapted.ckpt", weights_only=True)
-    assert torch.equal(loaded.eval()(batch)["brain_embedding"], expected)
-    other = ContrastiveAlignment(data.layout, small, adapt=str(gone))
-    run = trainer(tmp_path)
-    run.test(other, datamodule=data, ckpt_path=tmp_path / "adapted.ckpt", weights_only=True, verbose=False)
-    assert torch.equal(other.eval()(batch)["brain_embedding"], expected)
-    trainer(tmp_path).test(loaded, datamodule=data, verbose=False)
-
-
-def on_fold(stores: Path, fold: int, shape: Any, **split: Any) -> Recording:
-    return recording(stores, shape, **{"folds": 2, "fold": fold, "validation": 0.0, **split})
-
-
-def test_pictures_that_the_base_was_trained_on_are_no_test_pictures(stores: Path, tmp_path: Path) -> None:
-    fit(on_fold(stores, 0, PEOPLE), tmp_path / "base.ckpt")
-    same, other = (on_fold(stores, fold, OTHER) for fold in (0, 1))
-    model = fit(same, tmp_path / "same.ckpt", adapt=str(tmp_path / "base.ckpt"))
-    trainer(tmp_path).test(model, datamodule=same, verbose=False)
-    model = fit(other, tmp_path / "other.ckpt", adapt=str(tmp_path / "base.ckpt"))
-    message = "14 test pictures were training pictures of the ContrastiveAlignment"
-    with pytest.raises(ContractError, match=message):
-        trainer(tmp_path).test(model, datamodule=other, verbose=False)
-    loaded = ContrastiveAlignment.load_from_checkpoint(tmp_path / "other.ckpt", weights_only=True)
-    with pytest.raises(ContractError, match=message):
-        trainer(tmp_path).test(loaded, datamodule=other, verbose=False)
-
-
-def test_a_protocol_that_shares_pictures_allows_them(stores: Path, tmp_path: Path) -> None:
-    split = {"protocol": "leave_one_repetition_out", "folds": 0}
-    fit(on_fold(stores, 0, PEOPLE, **split), tmp_path / "base.ckpt")
-    data = on_fold(stores, 1, OTHER, **split)
-    model = fit(data, tmp_path / "adapted.ckpt", adapt=str(tmp_path / "base.ckpt"))
-    trainer(tmp_path).test(model, datamodule=data, verbose=False)
 
 
 # ---- reproducibility -------------------------------------------------------------------------------

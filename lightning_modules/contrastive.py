@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contracts import PADDING, Batch, ContractError, Layout, Output
 from lightning_modules.networks.encoders import Encoder, EncoderFactory, ResidualMLP, TemporalSpatialConv
@@ -55,7 +55,7 @@ class ContrastiveAlignment(GradientStage):
         weight_decay: Decoupled weight decay of matrices.
         warmup: Share of all steps over which the rate rises.
         schedule: ``constant``, ``cosine`` or ``linear``.
-        compile: Compile the encoder in place.
+        compile: Compile the trunk in place.
         adapt: Checkpoint of a ContrastiveAlignment of other people: its trunk and temperature are taken over and
             stay as they are, only the layers of the people of this run are trained.
 
@@ -114,6 +114,10 @@ class ContrastiveAlignment(GradientStage):
         self.encoder: Encoder = _factory(encoder)(shapes, layout["embedding_width"])
         self.adapt = adapt
         self._validated: list[Output] = []
+
+    def networks(self) -> Iterator[nn.Module]:
+        """The trunk: which people's layers run depends on the batch."""
+        yield self.encoder.trunk
 
     def setup(self, stage: str) -> None:
         """Take over what ``adapt`` names; a checkpoint that is resumed replaces it afterwards."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -100,6 +100,11 @@ class ImageText(GradientStage):
         self.loss = InfoNCE(temperature=temperature, max_scale=MAX_SCALE)
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def networks(self) -> Iterator[nn.Module]:
+        """Both towers; the model itself is never called."""
+        yield self.clip.get_submodule("visual")
+        yield self.clip.get_submodule("transformer")
 
     def encode_image(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Embed pictures, not normalised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -197,9 +198,9 @@ class GradientStage(Stage):
         self.compiled = compile
         self._seed = 0
 
+    @abstractmethod
     def networks(self) -> Iterator[nn.Module]:
         """What ``compile`` compiles."""
-        yield from self.children()
 
     def configure_optimizers(self) -> Any:
         """AdamW with the schedule stepped after every batch that stepped."""

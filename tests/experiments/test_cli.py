@@ -21,8 +21,7 @@ CONFIGS = ROOT / "configs"
 TINY = (
     '--data.init_args.phantom={"people": 2, "train_images": 2, "test_images": 1, "train_repetitions": 1, '
     '"test_repetitions": 2, "sessions": 2}',
-    "--data.init_args.embedding.image_size=8",
-    "--data.init_args.embedding.target=pca(8)",
+    '--data.init_args.embedding={"model": "pixels", "image_size": 8, "target": "pca(8)"}',
 )
 Neuroalign = Callable[..., str]
 

@@ -21,8 +21,7 @@ PHANTOM = (
     f"--data={CONFIGS}/data/phantom.yaml",
     '--data.init_args.phantom={"people": 2, "train_images": 1, "test_images": 1, "train_repetitions": 1, '
     '"test_repetitions": 1, "sessions": 1}',
-    "--data.init_args.embedding.image_size=8",
-    "--data.init_args.embedding.target=pca(8)",
+    '--data.init_args.embedding={"model": "pixels", "image_size": 8, "target": "pca(8)"}',
     # offsets stay in the signals, so that intercepts are not zero
     "--data.init_args.samples.cleaning=none",
     "--data.init_args.samples.normalise=none",

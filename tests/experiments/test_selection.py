@@ -14,7 +14,7 @@ from callbacks import RunCheckpoint, read_scores
 from contracts import ContractError, DataError
 from datamodules import EmbeddingOptions, LoaderOptions
 from experiments.cli import main
-from tests.experiments.launching import CONFIGS
+from tests.experiments.launching import CONFIGS, launch
 from tests.experiments.test_resume import assert_equal, state
 
 TRAINER = f"--config={CONFIGS}/trainer/cpu.yaml"
@@ -251,3 +251,21 @@ def test_the_position_of_a_fit_is_plain(tmp_path: Path) -> None:
     assert [batch["row"].tolist() for batch in data.train_dataloader()] == first[3:]
     with pytest.raises(DataError, match="split must be one of"):
         data.dataset("tests")
+
+
+@pytest.mark.full
+def test_a_compiled_stage_has_the_same_weights(place: Path) -> None:
+    still = ("--model.init_args.encoder.init_args.input_dropout=0", "--model.init_args.encoder.init_args.dropout=0")
+    for compiled in ("false", "true"):
+        # in a process of its own: the checks of types that tests switch on cannot be compiled
+        words = [*SPOILT, *SMALL, *still, *QUIET, "--trainer.max_epochs=2", f"--run.name={compiled}"]
+        launch(
+            place, ["-m", "experiments", "fit", TRAINER, CONTRASTIVE, *words, f"--model.init_args.compile={compiled}"]
+        )
+    plain, compiled_state = (
+        state(place / "runs" / "spoilt" / "all" / "contrastive" / name / "final.ckpt")["state_dict"]
+        for name in ("false", "true")
+    )
+    assert plain.keys() == compiled_state.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled_state[name], value, rtol=1e-3, atol=1e-4)

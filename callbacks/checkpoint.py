@@ -51,6 +51,7 @@ class RunCheckpoint(Checkpoint):
         self.best = math.inf if mode == "min" else -math.inf
         self._saved_at = time.monotonic()
         self._trained = False
+        self._saved_step: int | None = None
         self._lock: FileLock | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,7 +115,9 @@ class RunCheckpoint(Checkpoint):
             trainer.should_stop = True
         folder = Path(trainer.default_root_dir)
         start = trainer.ckpt_path
-        if trainer.is_global_zero and (start is None or Path(start).absolute().parent != folder.absolute()):
+        goes_on = start is not None and Path(start).absolute().parent == folder.absolute()
+        self._saved_step = trainer.global_step if goes_on and (folder / "last.ckpt").exists() else None
+        if trainer.is_global_zero and not goes_on:
             for name in ("last.ckpt", "best.ckpt"):
                 (folder / name).unlink(missing_ok=True)
 
@@ -165,8 +168,12 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer, "last.ckpt")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the finished model; not reached when the fit fails or is killed."""
-        self._save(trainer, "last.ckpt")
+        """Save the finished model where its last step is not in ``last.ckpt`` yet; not reached when a fit is killed.
+
+        Not once more otherwise: a fit that is killed right here must not differ from one that is not.
+        """
+        if self._saved_step != trainer.global_step:
+            self._save(trainer, "last.ckpt")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the checkpoint its final name; also where a resumed fit had nothing left to do.
@@ -185,6 +192,8 @@ class RunCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer, name: str) -> None:
         self._saved_at = time.monotonic()
+        if name == "last.ckpt":
+            self._saved_step = trainer.global_step
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = Path(trainer.default_root_dir) / name

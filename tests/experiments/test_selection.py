@@ -145,7 +145,7 @@ def test_the_best_checkpoint_is_kept(place: Path) -> None:
     assert best < 11, "the last epoch is the best: this says nothing"
     checkpoint = torch.load(folder / "final.ckpt", weights_only=True)
     assert checkpoint["epoch"] == best
-    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 12
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 11
     assert not (folder / "best.ckpt").exists()
     until = fit(*rate, f"--trainer.max_epochs={best + 1}", name="until")
     assert_equal(checkpoint["state_dict"], state(until / "final.ckpt")["state_dict"])
@@ -157,7 +157,7 @@ def test_a_fit_stops_when_validation_gets_no_better(place: Path) -> None:
     folder = fit(
         "--run.monitor=validation/loss", "--run.patience=2", "--model.init_args.lr=0.1", "--trainer.max_epochs=60"
     )
-    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] < 59
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] < 58
     assert (folder / "final.ckpt").exists()
 
 
@@ -198,7 +198,7 @@ def test_a_resumed_fit_keeps_the_logs_of_its_parts(place: Path) -> None:
     fit("--trainer.max_epochs=4", "--run.resume=true")
     assert lines(folder) == first
     assert (folder / "csv" / "fit-2" / "metrics.csv").exists()
-    assert torch.load(folder / "final.ckpt", weights_only=True)["epoch"] == 4
+    assert torch.load(folder / "final.ckpt", weights_only=True)["epoch"] == 3
 
 
 def test_monitor_must_be_about_validation() -> None:

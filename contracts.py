@@ -53,14 +53,16 @@ class Layout(TypedDict):
     Attributes:
         modality: ``fmri``, ``eeg``, ``meg``, or ``image`` (pictures with captions, without recordings).
         subjects: Names; the position of a name is the ``subject`` number of a batch.
-        shape: Shape of one sample by subject: ``[V]`` (voxels) or ``[C, T]`` (channels, time points).
+        shape: Shape of one sample by subject: ``[V]`` (voxels), ``[V, T]`` (voxels, volumes of a time series) or
+            ``[C, T]`` (channels, time points).
         rois: By subject, name -> number of voxels, in the order of the voxels; empty where unknown.
         channels: Sensor names, in the order of C; empty for fMRI.
         positions: Sensor positions in metres, head coordinates, ``C x 3``; empty where unknown.
-        sampling_rate: Samples per second of T, or 0.0 for fMRI betas.
+        sampling_rate: Samples per second of T, or 0.0 without a time axis.
         start: Time of the first sample relative to stimulus onset, in seconds.
-        embedding_width: D.
-        embedding_space: Identity of the image space (model, weights, layer, pooling, transform, target).
+        embedding_width: D; 0 where nothing is embedded.
+        embedding_space: Identity of the image space (model, weights, layer, pooling, transform, target), or
+            ``none``.
         train_samples: Number of training samples by subject.
         classes: Class names; the position of a name is the ``label`` number of a batch.
         protocol: Name of the split protocol.
@@ -95,7 +97,8 @@ class Batch(TypedDict, total=False):
     """One batch of people with one layout; nothing is padded along V, C or T.
 
     Attributes:
-        signal: ``(B, V)`` fMRI betas or ``(B, C, T)`` EEG/MEG, float32: cleaned, averaged, normalised.
+        signal: ``(B, V)`` fMRI responses, ``(B, V, T)`` fMRI time series or ``(B, C, T)`` EEG/MEG, float32: cleaned,
+            averaged, normalised.
         embedding: ``(B, D)`` float32, embedding of the image that the person saw.
         image: ``(B, 3, H, W)`` uint8, only where asked for; the same view as ``embedding``.
         tokens: ``(B, L)`` int64, open_clip's byte-pair tokens of the caption, only where asked for.

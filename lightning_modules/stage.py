@@ -118,7 +118,7 @@ class Stage(LightningModule):
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.test
         for stage in self.lineage if datamodule else ():
             seen = datamodule.stimuli("test") & set(stage["training_stimuli"])
-            if seen and self.layout["protocol"] != "leave_one_repetition_out":
+            if seen and self.layout["protocol"].startswith(("by_stimulus", "by_class")):
                 raise ContractError(
                     f"{len(seen)} test pictures were training pictures of the {stage['stage']} that this "
                     f"{type(self).__name__} was made from; train that one on the same division of the data"

@@ -26,7 +26,7 @@ from datamodules.core.download import PublicFile, fetch
 from datamodules.core.features import EmbeddingOptions, FeatureBank
 from datamodules.core.loading import EVALUATED, DataModule, LoaderOptions
 from datamodules.core.raw import Record
-from datamodules.core.samples import SampleOptions, SubjectSamples, prepare_subject
+from datamodules.core.samples import PublishedNormalisation, SampleOptions, SubjectSamples, prepare_subject
 from datamodules.core.splits import SplitOptions, number_of_folds, split_trials
 from datamodules.core.store import BrainStore, write_store
 from datamodules.core.targets import TargetTransform, fit_target
@@ -63,6 +63,13 @@ class BrainDataModule(DataModule):
     A subclass sets ``name`` and ``facts`` and implements ``read``; it may list ``files`` that have a public
     address. Conversion, splits, averaging, normalisation, embeddings, batches and score contexts follow.
 
+    Attributes:
+        parts: What ``Trials.split`` may be.
+        published_normalisation: What ``samples.normalise=mindvis`` means, as in the code of MinD-Vis and LEA:
+            one mean and SD over all numbers of the ``training`` samples, which leaves test samples as they are
+            (those of the normalised training samples are applied to them), or over ``all`` trials of a person
+            before averaging, test trials with them.
+
     Args:
         root: Folder of the raw files.
         stores: Folder for converted data, prepared samples and embeddings.
@@ -79,6 +86,8 @@ class BrainDataModule(DataModule):
     name: str
     facts: ClassVar[Facts]
     files: ClassVar[tuple[PublicFile, ...]] = ()
+    parts: ClassVar[tuple[str, ...]] = ("train", "test")
+    published_normalisation: ClassVar[PublishedNormalisation] = "none"
 
     def __init__(
         self,
@@ -141,7 +150,15 @@ class BrainDataModule(DataModule):
                 "reader": self._reader,
             }
             records = self._records()
-            write_store(folder, records, root=self.root, name=self.name, modality=self.facts.modality, about=about)
+            write_store(
+                folder,
+                records,
+                root=self.root,
+                name=self.name,
+                modality=self.facts.modality,
+                about=about,
+                parts=self.parts,
+            )
 
         folder = build_once(self.stores / (f"{self.name}-{digest}" if options else self.name), convert)
         store = BrainStore(folder, self.root)
@@ -211,7 +228,15 @@ class BrainDataModule(DataModule):
         people = {}
         for subject in self.subjects:
             trials = self.trials[self.trials["subject"] == subject]
-            people[subject] = prepare_subject(self.store, subject, trials, trials["side"], self.samples, cache)
+            people[subject] = prepare_subject(
+                self.store,
+                subject,
+                trials,
+                trials["side"],
+                self.samples,
+                cache,
+                published=self.published_normalisation,
+            )
         return people
 
     @cached_property
@@ -228,18 +253,27 @@ class BrainDataModule(DataModule):
     @cached_property
     def targets(self) -> Tensor:
         """Transformed embedding ``(S, D)`` of each row of the stimulus table."""
-        hashes = self.store.stimuli["sha256"].tolist()
-        raw = self._bank.lookup(hashes)
+        _, raw = self._embedded
         return torch.from_numpy(self._fit_target(raw)(raw))
 
     @cached_property
-    def _bank(self) -> FeatureBank:
+    def _embedded(self) -> tuple[str, NDArray[Any]]:
+        """Name of the image space and the embedding ``(S, D)`` of each row of the stimulus table."""
+        stimuli = self.store.stimuli
+        if self.embedding.model == "classes":
+            if (self.labels == NO_LABEL).any():
+                raise DataError("embedding.model=classes needs a class for every stimulus; this data set lacks some")
+            names = hashlib.sha256(json.dumps(self.classes).encode()).hexdigest()[:8]
+            return f"classes-{names}", np.eye(len(self.classes), dtype=np.float32)[self.labels.numpy()]
+        if self.embedding.model == "none" or not self.store.has_pictures:
+            return "none", np.zeros((len(stimuli), 0), np.float32)
         bank = FeatureBank(self.stores / "features", self.embedding)
-        bank.build(self.store.stimuli["sha256"].tolist(), self.store.image)
-        return bank
+        bank.build(stimuli["sha256"].tolist(), self.store.image)
+        return bank.space, bank.lookup(stimuli["sha256"].tolist())
 
     def _fit_target(self, embedding: NDArray[Any]) -> TargetTransform:
-        return fit_target(self.embedding.target, embedding[self._training_stimuli])
+        nothing = embedding.shape[1] == 0
+        return fit_target("none" if nothing else self.embedding.target, embedding[self._training_stimuli])
 
     @cached_property
     def _training_stimuli(self) -> NDArray[Any]:
@@ -263,8 +297,10 @@ class BrainDataModule(DataModule):
         """Shapes and names, known before anything is built; opens the store, or makes it."""
         axes = {subject: self.store.axes(subject) for subject in self.subjects}
         first = axes[self.subjects[0]]
-        space = self._bank.space
-        if self.embedding.target not in ("none", "unit"):
+        space, raw = self._embedded
+        if not raw.shape[1]:
+            pass
+        elif self.embedding.target not in ("none", "unit"):
             # a fitted target is a space of its own for each set of training stimuli
             space += f"|{self.embedding.target}#{self._training_set}"
         elif self.embedding.target == "unit":
@@ -272,7 +308,7 @@ class BrainDataModule(DataModule):
         return Layout(
             modality=self.store.modality,
             subjects=self.subjects,
-            shape={name: list(person.mean.shape) for name, person in self.prepared.items()},
+            shape={name: list(person.kept.shape) for name, person in self.prepared.items()},
             rois={name: person.kept.rois for name, person in self.prepared.items()},
             channels=list(first.channels),
             positions=[] if first.positions is None else first.positions.tolist(),
@@ -282,12 +318,13 @@ class BrainDataModule(DataModule):
             embedding_space=space,
             train_samples={name: len(person.rows["train"]) for name, person in self.prepared.items()},
             classes=self.classes,
-            protocol=self.split.protocol,
+            protocol=self.split.protocol + ("" if self.split.tested == "test" else f", tested on {self.split.tested}"),
             fold=self.split.fold,
             folds=self.folds,
             preparation=self._preparation,
             training_set=self._training_set,
-            transductive=self.samples.cleaning != "none" and self.samples.cleaning_fit == "all",
+            transductive=(self.samples.cleaning != "none" and self.samples.cleaning_fit == "all")
+            or (self.samples.normalise == "mindvis" and self.published_normalisation == "all"),
         )
 
     def has_validation(self) -> bool:
@@ -302,12 +339,25 @@ class BrainDataModule(DataModule):
     def dataset(self, split: str) -> SampleDataset:
         """Return the samples of ``train``, ``validation`` or ``test``; indexing with a tensor gives a batch."""
         self.check_split(split)
-        keys = self.batch_keys()
+        keys, splits = self.batch_keys(), self.splits_of(split)
+        if len(splits) > 1 and keys & {"embedding", "image"}:
+            raise DataError(
+                "a stage with relax=true must be self-supervised: it may read neither embeddings nor images"
+            )
+        if "embedding" in keys and not self.targets.shape[1]:
+            raise DataError(
+                f"the stage needs embeddings, and {self.name} has none (embedding.model={self.embedding.model}, "
+                f"{'with' if self.store.has_pictures else 'without'} pictures); choose another "
+                "--data.init_args.embedding.model (classes: the class itself), or a self-supervised stage"
+            )
+        if "image" in keys and not self.store.has_pictures:
+            raise DataError(f"the stage needs pictures, and {self.name} has none; choose another --data")
         return SampleDataset(
             [self.prepared[name] for name in self.subjects],
-            split,
+            splits,
             targets=self.targets if "embedding" in keys else None,
-            labels=self.labels,
+            # test recordings come without what was seen
+            labels=self.labels if len(splits) == 1 else torch.full_like(self.labels, NO_LABEL),
             image=self.store.image if "image" in keys else None,
             residence=self.loader.residence,
             device=self.trainer.strategy.root_device if self.trainer else torch.device("cpu"),

@@ -19,13 +19,13 @@ Array = NDArray[Any]
 
 
 class SampleDataset(Samples):
-    """Samples of one split, served as batches: ``dataset[numbers]`` is a ``Batch``.
+    """Samples of one split, or of several, served as batches: ``dataset[numbers]`` is a ``Batch``.
 
     Sample numbers run over the people in order; ``~i`` gives sample ``i`` marked as padding.
 
     Args:
         people: Prepared samples of each person.
-        split: ``train``, ``validation`` or ``test``.
+        splits: Which of ``train``, ``validation`` and ``test``.
         targets: ``(S, D)`` embedding of each stimulus, or None to leave ``embedding`` out.
         labels: ``(S,)`` class number of each stimulus.
         image: Gives the picture with a stimulus number, or None to leave ``image`` out.
@@ -39,7 +39,7 @@ class SampleDataset(Samples):
     def __init__(
         self,
         people: Sequence[SubjectSamples],
-        split: str,
+        splits: Sequence[str],
         *,
         targets: Tensor | None,
         labels: Tensor,
@@ -47,19 +47,22 @@ class SampleDataset(Samples):
         residence: Residence = "mmap",
         device: torch.device = torch.device("cpu"),
     ) -> None:
-        sizes = [len(person.rows[split]) for person in people]
+        parts = [(number, split) for split in splits for number in range(len(people))]
+        sizes = [len(people[number].rows[split]) for number, split in parts]
         if not sum(sizes):
-            raise DataError(f"no samples in split {split!r}; change --data.init_args.split")
+            raise DataError(f"no samples in split {' or '.join(map(repr, splits))}; change --data.init_args.split")
         place = device if residence == "device" else torch.device("cpu")
-        self.signals = [_load(person, split, residence, place) for person in people]
-        self.mean = [torch.from_numpy(person.mean).to(place) for person in people]
-        self.scale = [torch.from_numpy(1 / person.std).to(place) for person in people]
+        self.signals = [_load(people[number], split, residence, place) for number, split in parts]
+        self.mean = [torch.as_tensor(people[number].mean[split]).to(place) for number, split in parts]
+        self.scale = [torch.as_tensor(1 / people[number].std[split]).to(place) for number, split in parts]
         self.source = torch.cat([row for _, row in self.signals])
-        self.stimulus = torch.from_numpy(np.concatenate([person.stimulus[split] for person in people]))
-        self.subject = torch.repeat_interleave(torch.arange(len(people)), torch.tensor(sizes))
-        shapes = [tuple(person.mean.shape) for person in people]
-        layouts = {shape: number for number, shape in enumerate(dict.fromkeys(shapes))}
-        self.group = torch.tensor([layouts[shape] for shape in shapes])[self.subject]
+        self.stimulus = torch.from_numpy(np.concatenate([people[number].stimulus[split] for number, split in parts]))
+        self.part = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(sizes))
+        self.subject = torch.tensor([number for number, _ in parts])[self.part]
+        self.shapes = [person.kept.shape for person in people]
+        layouts = [(person.kept.shape, *person.kept.rois.items()) for person in people]
+        numbers = {layout: number for number, layout in enumerate(dict.fromkeys(layouts))}
+        self.group = torch.tensor([numbers[layout] for layout in layouts])[self.subject]
         self.targets = None if targets is None else targets.to(place)
         self.labels = labels
         self.image = image
@@ -70,7 +73,7 @@ class SampleDataset(Samples):
         return len(self.stimulus)
 
     def __getitem__(self, numbers: Tensor) -> Batch:
-        """Return the batch of some sample numbers, all of people of one layout.
+        """Return the batch of some sample numbers, all of people of one layout (shape and regions).
 
         Args:
             numbers: ``(B,)`` int64.
@@ -81,7 +84,7 @@ class SampleDataset(Samples):
         stimulus = self.stimulus.index_select(0, real)
         subject = self.subject.index_select(0, real)
         batch = Batch(
-            signal=self._signal(real, subject),
+            signal=self._signal(real),
             stimulus=stimulus,
             label=self.labels.index_select(0, stimulus),
             subject=subject,
@@ -93,20 +96,21 @@ class SampleDataset(Samples):
             batch["image"] = self._images(stimulus)
         return batch
 
-    def _signal(self, real: Tensor, subject: Tensor) -> Tensor:
-        people = subject.unique().tolist() if len(self.signals) > 1 else [0]
-        if len(people) == 1:
-            return self._person(people[0], real)
-        parts = {person: torch.nonzero(subject == person).flatten() for person in people}
-        signal = torch.empty(len(real), *self.mean[people[0]].shape, device=self.place)
-        for person, rows in parts.items():
-            signal[rows.to(self.place)] = self._person(person, real[rows])
+    def _signal(self, real: Tensor) -> Tensor:
+        part = self.part.index_select(0, real)
+        parts = part.unique().tolist() if len(self.signals) > 1 else [0]
+        if len(parts) == 1:
+            return self._of_part(parts[0], real)
+        places = {number: torch.nonzero(part == number).flatten() for number in parts}
+        signal = torch.empty(len(real), *self.shapes[int(self.subject[real[0]])], device=self.place)
+        for number, rows in places.items():
+            signal[rows.to(self.place)] = self._of_part(number, real[rows])
         return signal
 
-    def _person(self, person: int, real: Tensor) -> Tensor:
-        stored, _ = self.signals[person]
+    def _of_part(self, number: int, real: Tensor) -> Tensor:
+        stored, _ = self.signals[number]
         signal = stored.index_select(0, self.source.index_select(0, real).to(self.place)).float()
-        return signal.sub_(self.mean[person]).mul_(self.scale[person])
+        return signal.sub_(self.mean[number]).mul_(self.scale[number])
 
     def _images(self, stimulus: Tensor) -> Tensor:
         assert self.image is not None

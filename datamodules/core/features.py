@@ -36,7 +36,8 @@ class EmbeddingOptions:
 
     Attributes:
         model: ``pixels``, ``timm:<name>`` or ``open_clip:<name>``, where an open_clip name may also be a folder
-            (``local-dir:<folder>``, what ``make train-clip`` leaves) or a repository (``hf-hub:<owner>/<name>``).
+            (``local-dir:<folder>``, what ``make train-clip`` leaves) or a repository (``hf-hub:<owner>/<name>``);
+            ``classes``: no picture is embedded, a stimulus is the indicator of its class; ``none``: no embedding.
         weights: For ``timm``: ``pretrained`` or a local file; for ``open_clip``: a tag such as
             ``laion2b_s32b_b79k`` or a local file; ``random`` (seed 0) for either, as a control.
         layer: Dotted name of a module of the network whose output is taken instead of the last one.
@@ -357,7 +358,10 @@ def _space_facts(options: EmbeddingOptions) -> dict[str, Any]:
     """What identifies the space: everything that changes an embedding, and nothing else."""
     kind, _, name = options.model.partition(":")
     if kind not in ("pixels", "timm", "open_clip") or (kind != "pixels") != bool(name):
-        raise DataError(f"embedding model must be pixels, timm:<name> or open_clip:<name>, found {options.model!r}")
+        raise DataError(
+            "embedding model must be pixels, timm:<name> or open_clip:<name>, found "
+            f"{options.model!r} (or classes, or none; data sets without pictures embed none)"
+        )
     facts = {k: v for k, v in asdict(options).items() if k not in ("target", "batch_size")}
     if kind == "pixels":
         if options.weights or options.layer:

@@ -120,6 +120,11 @@ class DataModule(LightningDataModule):
                     "samples (names that begin with 'validation/')"
                 )
 
+    def splits_of(self, split: str) -> tuple[str, ...]:
+        """Splits served as ``split``: test recordings are training samples, too, where a stage says ``relax``."""
+        relaxed = split == "train" and self._stage_wants("relax", False)
+        return ("train", "test") if relaxed else (split,)
+
     def batch_keys(self) -> frozenset[str]:
         """Entries of a batch that the attached stage reads."""
         keys: frozenset[str] = self._stage_wants("batch_keys", frozenset({"signal", "embedding"}))

@@ -16,17 +16,18 @@ from jaxtyping import Float, Shaped, UInt8
 
 @dataclass(frozen=True)
 class Stimuli:
-    """Pictures, once each.
+    """Pictures, or whatever else was perceived (a moment of a story, rest), once each.
 
     Attributes:
-        id: Name of each picture, unique in the data set; what ``Trials.stimulus`` refers to.
-        image: The pictures: uint8 arrays ``(N, H, W, 3)`` or grey ``(N, H, W)``, or one file path each.
+        id: Name of each stimulus, unique in the data set; what ``Trials.stimulus`` refers to.
+        image: The pictures: uint8 arrays ``(N, H, W, 3)`` or grey ``(N, H, W)``, or one file path each; None
+            where the data set has none.
         label: Class name of each picture, or empty for none.
         caption: One sentence for each picture, or empty for none.
     """
 
     id: Sequence[str]
-    image: UInt8[np.ndarray, "n h w 3"] | UInt8[np.ndarray, "n h w"] | Sequence[Path]
+    image: UInt8[np.ndarray, "n h w 3"] | UInt8[np.ndarray, "n h w"] | Sequence[Path] | None
     label: Sequence[str] = ()
     caption: Sequence[str] = ()
 
@@ -37,9 +38,11 @@ class Trials:
 
     Attributes:
         subject: Name without prefix, as in BIDS (``01``).
-        signal: ``(n, V)`` fMRI betas, or ``(n, C, T)`` EEG/MEG; stored as float32 or float16.
-        stimulus: ``Stimuli.id`` of the picture seen in each trial.
-        split: The data set's own split of each trial, ``train`` or ``test`` (one string for all).
+        signal: ``(n, V)`` fMRI responses, ``(n, V, T)`` fMRI time series or ``(n, C, T)`` EEG/MEG; stored as
+            float32 or float16.
+        stimulus: ``Stimuli.id`` of what was perceived in each trial.
+        split: The data set's own split of each trial, ``train``, ``test`` or another of its ``parts`` (one string
+            for all).
         session: Session of each trial (one string for all).
         run: Run of each trial within its session (one string for all).
     """
@@ -61,8 +64,8 @@ class SignalAxes:
         rois: fMRI: name -> number of voxels, in the order of the voxels; must add up to V.
         channels: EEG/MEG: sensor names, in the order of C.
         positions: EEG/MEG: sensor positions ``(C, 3)`` in metres, head coordinates.
-        sampling_rate: EEG/MEG: samples per second.
-        start: EEG/MEG: time of the first sample relative to stimulus onset, in seconds.
+        sampling_rate: Samples per second of T; 0 without a time axis.
+        start: Time of the first sample relative to stimulus onset, in seconds.
         ncsnr: Noise ceiling signal-to-noise ratio (signal SD / noise SD of one trial) per voxel ``(V,)``,
             as NSD publishes it (Allen et al. 2022, Methods, "noise ceiling").
     """

@@ -25,6 +25,8 @@ from datamodules.core.store import BrainStore, group_rows
 
 Array = NDArray[Any]
 Average = int | Literal["all"]
+PublishedNormalisation = Literal["none", "training", "all"]
+"""Where the one mean and SD of ``normalise: mindvis`` come from (``BrainDataModule.published_normalisation``)."""
 CHUNK = 256
 """Trials that are read, cleaned and averaged at a time; bounds the memory of a conversion."""
 
@@ -41,9 +43,11 @@ class SampleOptions:
         average_train: Training trials of a stimulus to average into one sample, in order of acquisition;
             1 keeps single trials, ``all`` averages all there are.
         average_test: The same for validation and test.
-        normalise: ``zscore``: each feature to mean 0 and SD 1 over the averaged training samples; ``none``.
+        normalise: ``zscore``: each feature to mean 0 and SD 1 over the averaged training samples; ``none``;
+            ``mindvis``: what the code of MinD-Vis and LEA does with this data set, one mean and SD for all numbers
+            of a person, flaws included (``BrainDataModule.published_normalisation``).
         rois: fMRI: regions to keep, in this order; None for all.
-        window: EEG/MEG: times to keep, ``[from, to)`` in seconds relative to stimulus onset; None for all.
+        window: Times to keep, ``[from, to)`` in seconds relative to stimulus onset; None for all.
         bad_features: What to do with features that hold NaN or are constant: ``refuse``, or ``zero`` to make
             them 0 in every sample, so that they say nothing.
     """
@@ -52,7 +56,7 @@ class SampleOptions:
     cleaning_fit: Literal["train", "all"] = "train"
     average_train: Average = 1
     average_test: Average = "all"
-    normalise: Literal["none", "zscore"] = "zscore"
+    normalise: Literal["none", "zscore", "mindvis"] = "zscore"
     rois: list[str] | None = None
     window: tuple[float, float] | None = None
     bad_features: Literal["refuse", "zero"] = "refuse"
@@ -63,7 +67,7 @@ class Kept:
     """Part of a recording's features.
 
     Attributes:
-        index: Features, counted over the flattened ``(V,)`` or ``(C, T)``; None for all.
+        index: Features, counted over the flattened ``(V,)``, ``(V, T)`` or ``(C, T)``; None for all.
         shape: Shape of one sample.
         rois: Name -> number of voxels among them.
         start: Time of the first sample relative to stimulus onset, in seconds.
@@ -80,12 +84,12 @@ class SubjectSamples:
     """One person's samples of all splits, on disk, with the statistics that normalise them.
 
     Attributes:
-        signal: ``(M, V)`` or ``(M, C, T)`` memory map, cleaned and averaged but not yet normalised.
+        signal: ``(M, *shape)`` memory map, cleaned and averaged but not yet normalised.
         rows: For each split, the rows of ``signal`` that are its samples.
         groups: For each split, the trials (rows of the person's signals) averaged into each sample.
         stimulus: For each split, the stimulus number of each sample.
-        mean: ``(V,)`` or ``(C, T)`` float32 over training samples.
-        std: The same shape, 1 where not normalised.
+        mean: For each split, what is subtracted from its samples, float32 of a shape that broadcasts.
+        std: For each split, what they are then divided by.
         kept: Which part of the recording this is.
     """
 
@@ -93,8 +97,8 @@ class SubjectSamples:
     rows: dict[str, Array]
     groups: dict[str, list[Array]]
     stimulus: dict[str, Array]
-    mean: Array
-    std: Array
+    mean: dict[str, Array]
+    std: dict[str, Array]
     kept: Kept
 
 
@@ -105,6 +109,8 @@ def prepare_subject(
     split: pd.Series[str],
     options: SampleOptions,
     cache: Path,
+    *,
+    published: PublishedNormalisation = "none",
 ) -> SubjectSamples:
     """Clean, average and fit the normalisation of one person; results are kept in ``cache``.
 
@@ -112,12 +118,14 @@ def prepare_subject(
         store: The data set.
         subject: The person.
         trials: The person's rows of the trial table.
-        split: ``train``, ``validation`` or ``test`` of each of them.
+        split: ``train``, ``validation`` or ``test`` of each of them, or empty for those to leave out.
         options: What to do.
         cache: Folder of prepared samples; each combination of options and split has its own subfolder.
+        published: What ``normalise: mindvis`` means for this data set.
 
     Raises:
-        DataError: NaN or constant features, a session without training trials, unknown regions.
+        DataError: NaN or constant features, a session without training trials, unknown regions, a normalisation
+            without training samples or that this data set was not published with.
     """
     raw = store.signals(subject)
     groups = {name: _groups(trials[split == name], options, training=name == "train") for name in SPLIT_NAMES}
@@ -156,26 +164,49 @@ def prepare_subject(
             _write_samples(folder / "signal.npy", raw, flat, clean, kept, bad, label=f"sub-{subject}")
             signal = load_npy(folder / "signal.npy", mmap=True)
         rows = _rows(groups, as_stored)["train"]
-        mean, std = _statistics(signal, rows)
-        _check_features(subject, mean, std, options)
+        if len(rows):
+            mean, std = _statistics(signal, rows)
+            _check_features(subject, mean, std, options)
+        elif options.normalise == "none":
+            # a person who is only tested
+            mean, std = np.zeros(kept.shape, np.float32), np.ones(kept.shape, np.float32)
+        else:
+            raise DataError(
+                f"sub-{subject}: no training samples to fit samples.normalise={options.normalise} on; set "
+                "--data.init_args.samples.normalise=none, with cleaning=zscore_run and cleaning_fit=all if need be"
+            )
         np.savez(folder / "statistics.npz", mean=mean, std=std)
 
     folder = build_once(cache / f"sub-{subject}-{digest}", build)
     statistics = load_npz(folder / "statistics.npz", ["mean", "std"])
     signal = raw if as_stored else load_npy(folder / "signal.npy", mmap=True)
     mean, std = statistics["mean"], statistics["std"]
-    if options.normalise == "none":
-        mean, std = np.zeros_like(mean), np.ones_like(std)
-    else:
+    zero, one = np.zeros((), np.float32), np.ones((), np.float32)
+    if options.normalise == "zscore":
         std = np.where(std > _resolution(mean), std, np.float32(np.inf))  # constant: 0 in every sample
+        normal = {name: (mean, std) for name in SPLIT_NAMES}
+    elif options.normalise == "none":
+        normal = dict.fromkeys(SPLIT_NAMES, (zero, one))
+    elif published == "training":
+        # the published code takes the test set's statistics from the training set after normalising that one
+        normal = dict.fromkeys(("train", "validation"), _scalar(mean, std)) | {"test": (zero, one)}
+    elif published == "all" and options.cleaning == "none":
+        used = trials["index"].to_numpy(np.int64)[(split != "").to_numpy()]
+        mean, std = (v.reshape(-1) if kept.index is None else v.reshape(-1)[kept.index] for v in _statistics(raw, used))
+        normal = dict.fromkeys(SPLIT_NAMES, _scalar(mean, std))
+    else:
+        raise DataError(
+            "samples.normalise=mindvis is how MinD-Vis and LEA normalise GOD, BOLD5000 and HCP, without cleaning; "
+            f"here the data set's published normalisation is {published!r} and cleaning is {options.cleaning}"
+        )
     numbers = trials.set_index("index")["number"]
     return SubjectSamples(
         signal=signal,
         rows=_rows(groups, as_stored),
         groups=groups,
         stimulus={name: numbers.loc[[t[0] for t in g]].to_numpy(np.int64) for name, g in groups.items()},
-        mean=mean,
-        std=std,
+        mean={name: mean for name, (mean, _) in normal.items()},
+        std={name: std for name, (_, std) in normal.items()},
         kept=kept,
     )
 
@@ -206,7 +237,7 @@ def _kept(store: BrainStore, subject: str, options: SampleOptions) -> Kept:
     """The chosen regions or times."""
     axes, shape = store.axes(subject), store.signals(subject).shape[1:]
     if options.rois is not None and options.window is not None:
-        raise DataError("samples.rois is for fMRI and samples.window for EEG and MEG: give one of them")
+        raise DataError("samples.rois and samples.window cannot be combined: give one of them")
     if options.window is not None:
         if len(shape) != 2 or not axes.sampling_rate:
             raise DataError(f"sub-{subject}: samples.window needs signals with a time axis in seconds, found {shape}")
@@ -230,8 +261,9 @@ def _kept(store: BrainStore, subject: str, options: SampleOptions) -> Kept:
             f"{', '.join(axes.rois) or 'none'}; change --data.init_args.samples.rois"
         )
     region = np.repeat(list(axes.rois), list(axes.rois.values()))
-    index = np.concatenate([np.flatnonzero(region == name) for name in options.rois])
-    return Kept(index, (len(index),), {name: axes.rois[name] for name in options.rois}, axes.start)
+    voxels = np.concatenate([np.flatnonzero(region == name) for name in options.rois])
+    index = np.arange(np.prod(shape)).reshape(shape)[voxels].ravel()
+    return Kept(index, (len(voxels), *shape[1:]), {name: axes.rois[name] for name in options.rois}, axes.start)
 
 
 @dataclass(frozen=True)
@@ -323,6 +355,13 @@ def _statistics(signal: Array, rows: Array) -> tuple[Float[np.ndarray, ...], Flo
     return mean.float().numpy(), (squares / max(count, 1)).sqrt().float().numpy()
 
 
+def _scalar(mean: Array, std: Array) -> tuple[Array, Array]:
+    """Mean and SD over all numbers from those of each feature."""
+    centre = mean.mean(dtype=np.float64)
+    power = (std.astype(np.float64) ** 2 + (mean.astype(np.float64) - centre) ** 2).mean()
+    return np.asarray(centre, np.float32), np.asarray(np.sqrt(power), np.float32)
+
+
 def _chunks(signal: Array, rows: Array) -> Iterator[Tensor]:
     for start in range(0, len(rows), CHUNK):
         yield torch.from_numpy(np.asarray(signal[rows[start : start + CHUNK]], np.float32))
@@ -338,7 +377,7 @@ def _check_features(subject: str, mean: Array, std: Array, options: SampleOption
         count = int((~np.isfinite(std)).sum())
         raise DataError(f"sub-{subject}: {count} features of the training samples are NaN or infinite")
     constant = np.flatnonzero(std <= _resolution(mean))
-    if options.normalise != "none" and options.bad_features == "refuse" and len(constant):
+    if options.normalise == "zscore" and options.bad_features == "refuse" and len(constant):
         raise DataError(
             f"sub-{subject}: {len(constant)} of {std.size} features are constant over the training samples (the first "
             f"is {constant[0]}); mend the recording or set --data.init_args.samples.bad_features=zero"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from contracts import DataError
 
 Array = NDArray[Any]
-Protocol = Literal["by_stimulus", "by_class", "leave_one_repetition_out"]
+Protocol = Literal["by_stimulus", "by_class", "by_run", "by_subject", "leave_one_repetition_out"]
 SPLIT_NAMES = ("train", "validation", "test")
 
 
@@ -22,16 +22,20 @@ class SplitOptions:
 
     Attributes:
         protocol: ``by_stimulus``: no picture on two sides. ``by_class``: no class on two sides (zero-shot).
+            ``by_run``: no run on two sides, ``by_subject``: no person on two sides; the same stimuli are met again.
             ``leave_one_repetition_out``: fold f tests on repetition f of every picture; the same pictures
             are seen in training.
+        tested: Part of the data set's trials to test on; GOD also has ``imagery``. Trials that are neither this
+            nor ``train`` are left out.
         folds: 0 for the data set's own division, else the number of folds (``leave_one_repetition_out``
             takes it from the data).
         fold: Which fold to test on, from 0.
-        validation: Share of the training stimuli that is set aside for validation.
+        validation: Share of the training stimuli (classes, runs, people) that is set aside for validation.
         seed: Seed of the assignment to folds and of the choice of validation stimuli.
     """
 
     protocol: Protocol = "by_stimulus"
+    tested: str = "test"
     folds: int = 0
     fold: int = 0
     validation: float = 0.1
@@ -54,7 +58,7 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
         options: The protocol.
 
     Returns:
-        The split of each trial, on the index of ``trials``.
+        The split of each trial, on the index of ``trials``; empty text for those that are left out.
 
     Raises:
         DataError: A stimulus (or class) on two sides, an empty side, an impossible fold.
@@ -64,41 +68,54 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
         raise DataError(f"split.fold must be 0..{folds - 1} under {options.protocol}, found {options.fold}")
     if not 0 <= options.validation < 1:
         raise DataError(f"split.validation is a share of the training stimuli, 0 <= v < 1, found {options.validation}")
-    unit = trials["number"].map(classes) if options.protocol == "by_class" else trials["number"]
-    if options.protocol == "by_class" and (unit == "").any():
+    used = trials["split"].isin(["train", options.tested])
+    unit = _unit(trials, classes, options)
+    if options.protocol == "by_class" and (unit[used] == "").any():
         raise DataError("split.protocol=by_class needs a class name for every stimulus; this data set lacks some")
     if options.protocol == "leave_one_repetition_out":
-        test = trials["repetition"] == options.fold
+        test = used & (trials["repetition"] == options.fold)
     elif options.folds:
-        test = unit.map(_assign(unit, folds, options.seed)) == options.fold
+        test = used & (unit.map(_assign(unit[used], folds, options.seed)) == options.fold)
     else:
-        test = trials["split"] == "test"
-    side = np.where(test, "test", "train").astype(object)
+        test = trials["split"] == options.tested
+    train = used & ~test
+    side = np.select([test, train], ["test", "train"], "").astype(object)
     if options.protocol != "leave_one_repetition_out":
-        shared = sorted(set(unit[test]) & set(unit[~test]))
+        shared = sorted(set(unit[test]) & set(unit[train]))
         if shared:
-            kind = "class" if options.protocol == "by_class" else "stimulus"
+            kind = options.protocol.removeprefix("by_")
             raise DataError(
                 f"train/test overlap: {len(shared)} {kind} entries stand on both sides, the first is {kind} "
                 f"{shared[0]!r} (equal pictures count as one stimulus). Correct the split column, or set "
                 "split.folds to divide anew"
             )
-    chosen = _choose(unit[~test].unique().tolist(), options.validation, options.seed)
-    side[~test & unit.isin(chosen)] = "validation"
+    chosen = _choose(unit[train].unique().tolist(), options.validation, options.seed)
+    side[train & unit.isin(chosen)] = "validation"
     for name in ("train", "test"):
         if not (side == name).any():
             raise DataError(
-                f"no {name} trials under {options.protocol}: the data set marks "
+                f"no {name} trials under {options.protocol} (tested: {options.tested}): the data set marks "
                 f"{', '.join(f'{n} {s}' for s, n in trials['split'].value_counts().items())} trials; correct the split "
                 "of its trials, or divide anew with --data.init_args.split.folds=5"
             )
     return pd.Series(side.astype(str), trials.index)
 
 
+def _unit(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOptions) -> pd.Series[Any]:
+    """What must not stand on two sides."""
+    if options.protocol == "by_class":
+        return trials["number"].map(classes)
+    if options.protocol == "by_subject":
+        return trials["subject"]
+    if options.protocol == "by_run":
+        return trials["subject"] + "/" + trials["session"] + "/" + trials["run"]
+    return trials["number"]
+
+
 def _assign(unit: pd.Series[Any], folds: int, seed: int) -> dict[Any, int]:
     units = np.sort(np.asarray(unit.unique()))
     if folds > len(units):
-        raise DataError(f"split.folds={folds}, but there are only {len(units)} different stimuli or classes")
+        raise DataError(f"split.folds={folds}, but there are only {len(units)} different ones to divide")
     order = np.random.default_rng(seed).permutation(len(units))
     return {units[position]: i % folds for i, position in enumerate(order)}
 

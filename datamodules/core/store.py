@@ -4,10 +4,10 @@ A folder in the spirit of BIDS::
 
     dataset_description.json   name, licence, citation, modality, axes of the signals, format version, checksums
     participants.tsv           participant_id, trials, features
-    stimuli.tsv                id, image, sha256, class, caption
+    stimuli.tsv                id, image, sha256 (of the picture, or of the id where there is none), class, caption
     trials.tsv                 subject, session, run, stimulus, repetition, split
     stimuli-00.npy             pictures that came as arrays; others stay where they are under ``root``
-    sub-01_signals.npy         (trials, V) or (trials, C, T), float32 or float16, memory mapped
+    sub-01_signals.npy         (trials, V), (trials, V, T) or (trials, C, T), float32 or float16, memory mapped
     sub-01_ncsnr.npy           (V,), where the data set gives one
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
 from datamodules.core.readers import existing, load_image, load_npy
 
 FORMAT_VERSION = 1
-SPLITS = ("train", "test")
 Array = NDArray[Any]
 
 
@@ -118,8 +117,13 @@ class BrainStore:
         )
 
     def signals(self, subject: str) -> Array:
-        """Memory map of one person's signals, ``(trials, V)`` or ``(trials, C, T)``."""
+        """Memory map of one person's signals, ``(trials, V)``, ``(trials, V, T)`` or ``(trials, C, T)``."""
         return load_npy(self.folder / f"sub-{subject}_signals.npy", mmap=True)
+
+    @cached_property
+    def has_pictures(self) -> bool:
+        """Whether the stimuli are pictures."""
+        return bool((self.stimuli["image"] != "").all())
 
     def image(self, number: int) -> Array:
         """The picture with a stimulus number, RGB uint8 ``(H, W, 3)``."""
@@ -145,6 +149,7 @@ def write_store(
     name: str,
     modality: Modality,
     about: Mapping[str, Any],
+    parts: Sequence[str] = ("train", "test"),
 ) -> None:
     """Write a new store from the records of a raw data set, streaming the signals.
 
@@ -153,8 +158,9 @@ def write_store(
         records: What the data set's reader yields.
         root: The raw folder; pictures given as files are recorded relative to it.
         name: Name of the data set.
-        modality: ``fmri`` (trials of V numbers), ``eeg`` or ``meg`` (trials of C x T numbers).
+        modality: ``fmri`` (trials of V or V x T numbers), ``eeg`` or ``meg`` (trials of C x T numbers).
         about: Further entries of ``dataset_description.json`` (licence, citation, options).
+        parts: What the ``split`` of a trial may be.
 
     Raises:
         DataError: Records that do not fit together; the message names the subject and the field.
@@ -175,8 +181,8 @@ def write_store(
             else:
                 if record.subject not in signals:
                     signals[record.subject] = _SignalWriter(folder, record.subject)
-                shape = "(trials, V)" if modality == "fmri" else "(trials, C, T)"
-                if record.signal.ndim != shape.count(",") + 1:
+                shape = "(trials, V) or (trials, V, T)" if modality == "fmri" else "(trials, C, T)"
+                if record.signal.ndim not in ((2, 3) if modality == "fmri" else (3,)):
                     raise DataError(
                         f"sub-{record.subject}: {modality} signals are {shape}, found {record.signal.shape}"
                     )
@@ -190,7 +196,10 @@ def write_store(
             f"{name}: the reader gave {len(signals)} subjects and {len(stimuli)} stimulus tables; see {root}"
         )
     stimulus_table = pd.concat(stimuli, ignore_index=True)
-    trial_table = _join_trials(trials, stimulus_table)
+    pictures = stimulus_table["image"] != ""
+    if pictures.any() and not pictures.all():
+        raise DataError(f"stimuli: {pictures.sum()} of {len(pictures)} have a picture; give one for all, or for none")
+    trial_table = _join_trials(trials, stimulus_table, parts)
     description = {
         "name": name,
         "format_version": FORMAT_VERSION,
@@ -229,7 +238,7 @@ class _SignalWriter:
     def append(self, signal: Array) -> None:
         if signal.dtype.kind not in "fiu" or signal.ndim not in (2, 3) or 0 in signal.shape[1:]:
             raise DataError(
-                f"sub-{self.subject}: signals must be numbers of shape (trials, V) or (trials, C, T), "
+                f"sub-{self.subject}: signals must be numbers of shape (trials, V), (trials, V, T) or (trials, C, T), "
                 f"found {signal.dtype} {signal.shape}"
             )
         if not self.shape:
@@ -275,9 +284,12 @@ class _SignalWriter:
 
 def _write_stimuli(folder: Path, root: Path, stimuli: Stimuli, *, pack: int) -> pd.DataFrame:
     for name, column in (("image", stimuli.image), ("label", stimuli.label), ("caption", stimuli.caption)):
-        if len(column) not in ((0, len(stimuli.id)) if name != "image" else (len(stimuli.id),)):
+        if column is not None and len(column) not in ((0, len(stimuli.id)) if name != "image" else (len(stimuli.id),)):
             raise DataError(f"stimuli: {len(stimuli.id)} ids, but {len(column)} entries in {name!r}")
-    if isinstance(stimuli.image, np.ndarray):
+    if stimuli.image is None:
+        places = [""] * len(stimuli.id)
+        hashes = [hashlib.sha256(name.encode()).hexdigest() for name in stimuli.id]
+    elif isinstance(stimuli.image, np.ndarray):
         images = stimuli.image
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
             raise DataError(
@@ -329,7 +341,7 @@ def _trial_table(trials: Trials) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _join_trials(tables: list[pd.DataFrame], stimuli: pd.DataFrame) -> pd.DataFrame:
+def _join_trials(tables: list[pd.DataFrame], stimuli: pd.DataFrame, parts: Sequence[str]) -> pd.DataFrame:
     trials = pd.concat(tables, ignore_index=True)
     repeated = stimuli["id"][stimuli["id"].duplicated()]
     if len(repeated):
@@ -342,9 +354,9 @@ def _join_trials(tables: list[pd.DataFrame], stimuli: pd.DataFrame) -> pd.DataFr
             f"sub-{unknown['subject'].iloc[0]}: stimulus without image: {unknown['stimulus'].iloc[0]!r} "
             f"({len(unknown)} trials in all) is not among the {len(stimuli)} stimuli"
         )
-    wrong = sorted(set(trials["split"]) - set(SPLITS))
+    wrong = sorted(set(trials["split"]) - set(parts))
     if wrong:
-        raise DataError(f"trials: split must be one of {', '.join(SPLITS)}; found {', '.join(map(repr, wrong))}")
+        raise DataError(f"trials: split must be one of {', '.join(parts)}; found {', '.join(map(repr, wrong))}")
     trials["repetition"] = trials.groupby(["subject", "stimulus"]).cumcount()
     # the signals of a person stand in the order of the trials, so the table may be sorted by person only
     order = pd.Categorical(trials["subject"], categories=list(dict.fromkeys(trials["subject"])))

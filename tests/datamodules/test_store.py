@@ -287,7 +287,7 @@ TRIALS = trials_of(SMALL)[0]
         (change(SMALL, SignalAxes, positions=np.zeros((3, 3))), ["sub-01", "(12, 3)", "(3, 3)"]),
         (change(SMALL, SignalAxes, ncsnr=np.ones(3)), ["sub-01", "ncsnr", "(12,)", "(3,)"]),
         ([*SMALL, replace(TRIALS, signal=TRIALS.signal[:, :11])], ["sub-01", "(11,)", "(12,)"]),
-        ([*SMALL, replace(TRIALS, signal=TRIALS.signal.reshape(-1, 3, 4))], ["sub-01", "(trials, V)", "(64, 3, 4)"]),
+        ([*SMALL, replace(TRIALS, signal=TRIALS.signal.reshape(-1, 3, 4))], ["sub-01", "(3, 4)", "(12,)"]),
         (
             [*change(SMALL, Trials, signal=TRIALS.signal.astype(np.float16)), TRIALS],
             ["sub-01", "float32", "float16"],

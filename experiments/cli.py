@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from contracts import UserError
-from experiments import convert, grid
+from experiments import convert, grid, import_weights
 from experiments.run import run
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "grid": (grid.main, "stages x data sets x people x folds x seeds: train, test, join, one table"),
     "convert": (convert.main, "convert a data set and embed its pictures, without training"),
+    "import-weights": (import_weights.main, "published weights of LEA and MinD-Vis become a checkpoint"),
 }
 RUNS = {
     "fit": "train a stage",
@@ -36,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if not words or words[0] in ("-h", "--help"):
             print("usage: neuroalign COMMAND ...    (neuroalign COMMAND --help)")
             for name, text in {**RUNS, **{name: text for name, (_, text) in COMMANDS.items()}}.items():
-                print(f"  {name:<10}{text}")
+                print(f"  {name:<16}{text}")
         elif words[0] in COMMANDS:
             COMMANDS[words[0]][0](words[1:])
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from einops.layers.torch import Rearrange
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from contracts import ContractError
 
+_Shape = TypeVar("_Shape")
 Shapes = Mapping[str, Sequence[int]]
 """Shape of one sample of each person: ``[V]`` or ``[C, T]``."""
 
@@ -27,11 +29,11 @@ class SubjectLayers(nn.Module):
     every gradient, and an optimiser then treats all layers alike.
 
     Args:
-        shapes: Shape of one sample of each person.
+        shapes: Shape of one sample of each person, or whatever else ``make`` reads.
         make: Makes the layer for a shape.
     """
 
-    def __init__(self, shapes: Shapes, make: Callable[[Sequence[int]], nn.Module]) -> None:
+    def __init__(self, shapes: Mapping[str, _Shape], make: Callable[[_Shape], nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(make(shape) for shape in shapes.values())
 

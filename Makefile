@@ -8,6 +8,10 @@ BIN := .venv/bin
 DATA ?= phantom
 TRAINER ?= cpu
 ARGS ?=
+# make train-... SUBJECT=01 is about one person instead of all together
+SUBJECT ?=
+PEOPLE = $(if $(SUBJECT),sub-$(SUBJECT),all)
+SUBJECT_FLAG = $(if $(SUBJECT),--data.init_args.subjects='["$(SUBJECT)"]')
 # make train-... RESUME=1 continues a run, OVERWRITE=1 trains a finished one anew
 RUN_FLAGS := $(if $(RESUME),--run.resume=true) $(if $(OVERWRITE),--run.overwrite=true)
 DATA_FILE = $(if $(wildcard configs/data/$(DATA).yaml),configs/data/$(DATA).yaml,$(DATA))
@@ -16,7 +20,10 @@ STAGE_FILE = configs/stage/$(subst -,_,$*).yaml
 PHANTOM := $(patsubst %,configs/data/%.yaml,phantom phantom_eeg phantom_meg)
 PROTOCOLS = $(wildcard configs/data/$(DATA).yaml configs/data/$(DATA)_*.yaml)
 DATA_FILES = $(if $(filter phantom,$(DATA)),$(PHANTOM),$(if $(wildcard configs/data/$(DATA).yaml),$(PROTOCOLS),$(DATA)))
-DEMO_STAGES := $(patsubst %,configs/stage/%.yaml,ridge_lea contrastive)
+LEA_STAGES := $(patsubst %,configs/stage/%.yaml,ridge_lea ridge_mindvis ridge_direct)
+# what the run of an earlier stage leaves for later ones (run:<stage> in their files)
+final = runs/$(basename $(notdir $(DATA_FILE)))/$(PEOPLE)/$(1)/default/final.ckpt
+DEMO_STAGES := $(patsubst %,configs/stage/%.yaml,ridge_direct contrastive)
 # the image space that Phantom's data files name, made on first use
 CLIP := runs/phantom_pictures/all/clip/default/open_clip
 NEEDED_CLIP = $(if $(filter $(DATA_FILE) $(DATA_FILES),$(PHANTOM)),$(CLIP))
@@ -55,13 +62,22 @@ train-clip: setup ## train Phantom's own small CLIP, on its pictures and caption
 	$(BIN)/neuroalign fit -c configs/trainer/$(TRAINER).yaml -c configs/stage/clip.yaml --data configs/data/phantom_pictures.yaml $(RUN_FLAGS) $(ARGS)
 	$(BIN)/neuroalign test -c configs/trainer/$(TRAINER).yaml -c configs/stage/clip.yaml --data configs/data/phantom_pictures.yaml $(ARGS)
 
-.PHONY: train-%
-train-%: setup $$(NEEDED_CLIP) ## train a stage: make train-ridge-lea [DATA=... TRAINER=... ARGS=... RESUME=1 OVERWRITE=1]
-	$(BIN)/neuroalign fit -c configs/trainer/$(TRAINER).yaml -c $(STAGE_FILE) --data $(DATA_FILE) $(RUN_FLAGS) $(ARGS)
+.PHONY: lea-brain
+lea-brain: setup $$(NEEDED_CLIP) ## LEA without pictures against its baselines, every person: make lea-brain [DATA=... ARGS=... OVERWRITE=1]
+	$(BIN)/neuroalign grid --stage='$(call list,$(LEA_STAGES))' --data='$(call list,$(DATA_FILE))' \
+		--name=lea $(if $(OVERWRITE),--overwrite=true) $(if $(ARGS),-- $(ARGS))
+
+train-ridge-lea: $(call final,fmri_mae)
+train-ridge-mindvis: $(call final,mindvis)
+runs/$(basename $(notdir $(DATA_FILE)))/$(PEOPLE)/%/default/final.ckpt: | setup
+	$(MAKE) --no-print-directory train-$(subst _,-,$*) ARGS= RESUME=1 OVERWRITE=
+
+train-%: setup $$(NEEDED_CLIP) ## train a stage: make train-fmri-mae [DATA=... SUBJECT=... TRAINER=... ARGS=... RESUME=1 OVERWRITE=1]
+	$(BIN)/neuroalign fit -c configs/trainer/$(TRAINER).yaml -c $(STAGE_FILE) --data $(DATA_FILE) $(SUBJECT_FLAG) $(RUN_FLAGS) $(ARGS)
 
 .PHONY: score-%
-score-%: setup ## test a trained stage: make score-ridge-lea [DATA=... TRAINER=... ARGS=...]
-	$(BIN)/neuroalign test -c configs/trainer/$(TRAINER).yaml -c $(STAGE_FILE) --data $(DATA_FILE) $(ARGS)
+score-%: setup ## test a trained stage: make score-ridge-direct [DATA=... SUBJECT=... TRAINER=... ARGS=...]
+	$(BIN)/neuroalign test -c configs/trainer/$(TRAINER).yaml -c $(STAGE_FILE) --data $(DATA_FILE) $(SUBJECT_FLAG) $(ARGS)
 
 .PHONY: convert
 convert: setup $$(NEEDED_CLIP) ## convert a data set and embed its pictures: make convert DATA=...

@@ -21,6 +21,7 @@ class Identification(ScoreCallback):
 
     Args:
         galleries: Names of galleries (``test``, ``all``, ``class_centres``, ``text``).
+        optional_galleries: Further ones, left out where a data set has none of that name.
         query: Output that is looked for: ``brain_embedding``, or ``image_embedding`` for a model of images.
         similarity: ``cosine`` or ``pearson``.
         level: ``image``: the very picture; ``class``: any picture of its class.
@@ -34,6 +35,7 @@ class Identification(ScoreCallback):
     def __init__(
         self,
         galleries: Sequence[str] = ("test",),
+        optional_galleries: Sequence[str] = (),
         query: Literal["brain_embedding", "image_embedding"] = "brain_embedding",
         similarity: Literal["cosine", "pearson"] = "cosine",
         level: Literal["image", "class"] = "image",
@@ -47,6 +49,7 @@ class Identification(ScoreCallback):
         self.query: Literal["brain_embedding", "image_embedding"] = query
         self.needs = frozenset({query})
         self.galleries = tuple(galleries)
+        self.optional_galleries = tuple(optional_galleries)
         self.similarity: Literal["cosine", "pearson"] = similarity
         self.level: Literal["image", "class"] = level
         self.top_k = tuple(top_k)
@@ -62,7 +65,8 @@ class Identification(ScoreCallback):
             ContractError: No such gallery.
         """
         scores: list[Score] = []
-        for name in self.galleries:
+        given = [name for name in self.optional_galleries if all(name in part.context.galleries for part in parts)]
+        for name in (*self.galleries, *given):
             galleries = _joint_galleries(parts, name)
             if len(galleries[0].stimulus) < 2:
                 # one fold of leave-one-picture-out; joining the folds gives a gallery of all

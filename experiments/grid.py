@@ -1,4 +1,8 @@
-"""``neuroalign grid``: stages x data files x subjects x folds x seeds, trained, tested, joined and printed."""
+"""``neuroalign grid``: stages x data files x subjects x folds x seeds, trained, tested, joined and printed.
+
+A stage that is made from an earlier one (``run:<stage>`` among the arguments of its model) has that one trained first,
+in every cell, from the file of that name beside its own.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from callbacks import Score, ScoreCallback, average, load_part, print_comparison
 from contracts import DataError
 from datamodules import BrainDataModule
 from experiments.arguments import Parser, import_class, import_file_class, name_of
-from experiments.run import run, run_folder
+from experiments.run import EARLIER, run, run_folder
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,12 @@ class Cell:
     Attributes:
         words: The command line of its commands, without the command.
         folder: Its run folder.
+        earlier: The runs that it is made from, to be trained before.
     """
 
     words: tuple[str, ...]
     folder: Path
+    earlier: tuple[Cell, ...] = ()
 
     @property
     def recipe(self) -> str:
@@ -39,7 +45,8 @@ class Cell:
         # a value is a file, or a class in one (my.py:MyData)
         named = [Path(word.partition("=")[2].partition(":")[0]) for word in self.words]
         texts = {str(file): file.read_text() for file in named if file.suffix in (".yaml", ".yml", ".py")}
-        return json.dumps({"words": self.words, "files": texts}, indent=2) + "\n"
+        earlier = {"earlier": [cell.recipe for cell in self.earlier]} if self.earlier else {}
+        return json.dumps({"words": self.words, "files": texts, **earlier}, indent=2) + "\n"
 
 
 def main(args: Sequence[str]) -> None:
@@ -81,7 +88,9 @@ def run_grid(
         overwrite: Train finished runs anew.
         launcher: ``inline`` runs cells one after another in this process; ``process`` starts one for each
             command, which several devices need.
-        arguments: Further arguments of every run, such as ``--model.init_args.alpha=500``.
+        arguments: Further arguments, such as ``--trainer.max_epochs=2``, of every run, but for those of the model
+            (``--model.init_args.alpha=500``), which go to the stages named and not to earlier ones. With a stage's
+            name before it an argument goes to that stage alone (``--fmri_mae.model.init_args.heads=8``).
 
     Returns:
         The scores of the table.
@@ -91,6 +100,7 @@ def run_grid(
     """
     rows: list[tuple[str, str, Score]] = []
     folders: list[Path] = []
+    trained: set[Path] = set()
     for data_source, stage_file, seed in itertools.product(data, stage, seeds):
         module = _datamodule(data_source, arguments)
         data_name, stage_name = name_of(data_source, type(module)), Path(stage_file).stem
@@ -104,8 +114,6 @@ def run_grid(
             for fold in folds or range(module.folds):
                 cell_name = f"{run_name}_fold-{fold:02d}" if module.folds > 1 else run_name
                 words = (
-                    f"--config={trainer}",
-                    f"--config={stage_file}",
                     f"--data={data_source}",
                     f"--data.init_args.subjects={json.dumps([subject])}",
                     f"--data.init_args.split.fold={fold}",
@@ -114,12 +122,14 @@ def run_grid(
                     f"--run.root={root}",
                     f"--run.name={cell_name}",
                     "--run.table=false",
-                    *arguments,
                 )
-                cells.append(Cell(words, run_folder(root, data_name, [subject], stage_name, cell_name)))
+                folder = run_folder(root, data_name, [subject], stage_name, cell_name)
+                cells.append(_cell(Path(stage_file), trainer, words, arguments, folder))
             for cell in cells:
-                print(f"--- {cell.folder}", flush=True)
-                _train_and_test(cell, launcher, overwrite=overwrite)
+                for earlier in cell.earlier:
+                    _train(earlier, launcher, trained, overwrite=overwrite)
+                _train(cell, launcher, trained, overwrite=overwrite)
+                _command(["test", *cell.words], launcher)
             folders += [cell.folder for cell in cells]
             scores += _join(cells)
         scores += average(scores)
@@ -136,7 +146,44 @@ def run_grid(
     return [score for *_, score in rows]
 
 
-def _train_and_test(cell: Cell, launcher: str, *, overwrite: bool) -> None:
+def _cell(
+    stage: Path, trainer: str, words: tuple[str, ...], arguments: Sequence[str], folder: Path, *, named: bool = True
+) -> Cell:
+    """The run of a stage file and the runs it is made from."""
+    model = yaml.safe_load(stage.read_text()).get("model", {})
+    earlier = []
+    for value in model.get("init_args", {}).values():
+        if isinstance(value, str) and value.startswith(EARLIER):
+            file = stage.with_name(f"{value.removeprefix(EARLIER)}.yaml")
+            if not file.is_file():
+                raise DataError(f"{stage} is made from {value}, but there is no {file}; name a checkpoint instead")
+            place = folder.parents[1] / file.stem / folder.name
+            earlier.append(_cell(file, trainer, words, arguments, place, named=False))
+    own = _own_arguments(arguments, stage, named=named)
+    return Cell((f"--config={trainer}", f"--config={stage}", *words, *own), folder, tuple(earlier))
+
+
+def _own_arguments(arguments: Sequence[str], stage: Path, *, named: bool) -> list[str]:
+    """Those arguments that are for a stage; what no stage is named by goes to all, so that a typo is refused."""
+    others = {file.stem for file in stage.parent.glob("*.yaml")} - {stage.stem}
+    own: list[str] = []
+    mine = True
+    for word in arguments:
+        if word.startswith("-"):
+            receiver = word.removeprefix("--").partition(".")[0]
+            mine = receiver not in others and (named or receiver != "model")
+            word = word.replace(f"--{stage.stem}.", "--", 1)
+        # a value that stands apart belongs to the option before it
+        own += [word] * mine
+    return own
+
+
+def _train(cell: Cell, launcher: str, trained: set[Path], *, overwrite: bool) -> None:
+    """Train a run, unless it is finished or was trained by this grid; runs that share an earlier one train it once."""
+    if cell.folder in trained:
+        return
+    trained.add(cell.folder)
+    print(f"--- {cell.folder}", flush=True)
     recipe = cell.folder / "grid_recipe.json"
     finished = (cell.folder / "final.ckpt").exists()
     if finished and not overwrite and not (recipe.exists() and recipe.read_text() == cell.recipe):
@@ -147,7 +194,6 @@ def _train_and_test(cell: Cell, launcher: str, *, overwrite: bool) -> None:
     if overwrite or not finished:
         _command(["fit", *cell.words, f"--run.overwrite={str(overwrite).lower()}"], launcher)
         recipe.write_text(cell.recipe)
-    _command(["test", *cell.words], launcher)
 
 
 def _command(words: list[str], launcher: str) -> None:

@@ -22,6 +22,9 @@ from datamodules import DataModule
 from experiments.arguments import Parser, find_data_source, find_sources, import_class, import_file_class, name_of
 from lightning_modules import Stage
 
+EARLIER = "run:"
+"""``run:<stage>`` as an argument of a model is the finished run of that stage, with the same data, people and name."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -101,6 +104,10 @@ class CLI(LightningCLI):
             self.run_options.name,
         )
         config.trainer.default_root_dir = str(self.folder)
+        for name, value in config.model.init_args.as_dict().items():
+            if isinstance(value, str) and value.startswith(EARLIER):
+                earlier = self.folder.parents[1] / value.removeprefix(EARLIER) / self.folder.name
+                config.model.init_args[name] = str(earlier / "final.ckpt")
         # checkpoints are plain data; anything else in one is refused
         config.weights_only = True
         if self.subcommand == "fit":

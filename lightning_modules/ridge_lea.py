@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from contracts import PADDING, Batch, ContractError, Layout, Output
-from lightning_modules.networks.ridge import (
-    CoMoments,
-    Form,
-    RidgeSolution,
-    choose_form,
-    fold_of,
-    predicted_memory,
-    solve_ridge,
-    solve_ridge_kernel,
-)
+from contracts import PADDING, Batch, ContractError, Layout, Output, ScoreContext
+from lightning_modules.fmri_mae import FmriMAE
+from lightning_modules.networks.ridge import Form, RidgeSolution, choose_form, fold_of, predicted_memory
+from lightning_modules.networks.ridge_sums import HeldSamples, MatchedMoments, StreamedSums, rows_of_ranks
 from lightning_modules.stage import Stage
 
 Direction = Literal["decode", "encode"]
+MomentMatching = Literal["none", "train", "test"]
 
 
 class RidgeAlignment(Stage):
     """One ridge regression per person and direction, from sums collected in a single pass over the data.
 
-    Decoding maps a signal (V, or C x T flattened) to the embedding of the picture (D), encoding the reverse.
+    Decoding maps a signal (V, or C x T flattened) to the embedding of the picture (D), encoding the reverse. With
+    ``fmri_mae`` the signal's latent takes the place of the signal: decoding is signal -> latent -> embedding, encoding
+    embedding -> latent -> signal (LEA). Without, these are the paper's direct baselines.
+
     Statistics are collected per cross-validation fold and merged over processes, so the result does not depend
     on batch size, order or number of processes. Folds are hashes of the stimulus.
 
+    Ridge shrinks: predictions vary less than what they predict, and a decoder of latents that sees them answers with
+    the mean. ``moment_matching`` gives them the mean and SD of the training targets, dimension by dimension. LEA's
+    code takes the SD of the predictions from the whole test set, which is transductive (``test``).
+
     Recommended: ``alpha: cv``. LEA's published numbers use ``alpha: 500``, embeddings of length 1
-    (``embedding.target=unit``), ``decode_intercept: false`` and ``encode_intercept: true``.
+    (``embedding.target=unit``), ``decode_intercept: false``, ``encode_intercept: true``, ``moment_matching: test``.
 
     Reference: Qian et al. (2023), LEA: Learning Latent Embedding Alignment Model for fMRI Decoding and Encoding,
     section 3.2 and its code (``Ridge(alpha=500)``).
 
     Args:
         layout: Shapes of the data, linked from the datamodule.
+        fmri_mae: Checkpoint of the FmriMAE whose latents are aligned; ``run:<stage>`` on the command line is the
+            finished run of that stage with the same data, people and name. None to align the signals themselves.
+            The weights become part of this stage's checkpoint.
+        moment_matching: Where the moments of predictions come from: ``train``: predictions of the training samples;
+            ``test``: all predictions of the tested split, which marks the scores as transductive; ``none``.
         alpha: Penalty of both directions, or ``cv`` to choose each by cross-validation.
         alphas: Penalties that ``cv`` compares; None for 15 values relative to the largest eigenvalue.
         per_target: Choose alpha for each embedding dimension or voxel by itself.
@@ -52,7 +61,8 @@ class RidgeAlignment(Stage):
 
     Raises:
         ContractError: An alpha that is not ``cv`` or a number of at least 0, fewer than 2 folds, a predicted
-            memory above the limit, a test without a fit.
+            memory above the limit, a test without a fit, an ``fmri_mae`` that is not there or was made for other
+            regions or another preparation of the data.
     """
 
     provides: ClassVar = {
@@ -65,6 +75,8 @@ class RidgeAlignment(Stage):
         self,
         layout: Layout,
         *,
+        fmri_mae: str | dict[str, Any] | None = None,
+        moment_matching: MomentMatching = "none",
         alpha: float | Literal["cv"] = "cv",
         alphas: list[float] | None = None,
         per_target: bool = False,
@@ -88,13 +100,21 @@ class RidgeAlignment(Stage):
         self.intercept: dict[Direction, bool] = {"decode": decode_intercept, "encode": encode_intercept}
         self.form = form
         self.memory_limit = memory_limit
+        self.moment_matching = moment_matching
+        self.autoencoder = self._autoencoder(fmri_mae)
         width = layout["embedding_width"]
-        sizes = [math.prod(layout["shape"][subject]) for subject in layout["subjects"]]
+        sizes = [self._brain_size(subject) for subject in layout["subjects"]]
         self.decoders = nn.ModuleList(_linear(size, width) for size in sizes)
         self.encoders = nn.ModuleList(_linear(width, size) for size in sizes)
+        self.moments = nn.ModuleDict(
+            {
+                "decode": nn.ModuleList(MatchedMoments(width) for _ in sizes),
+                "encode": nn.ModuleList(MatchedMoments(size) for size in sizes),
+            }
+        )
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
         self.solutions: dict[tuple[str, Direction], RidgeSolution] = {}
-        self._sums: dict[tuple[int, Direction], _Streamed | _Held] = {}
+        self._sums: dict[tuple[int, Direction], StreamedSums | HeldSamples] = {}
 
     def configure_optimizers(self) -> list[Any]:
         """Return no optimizer: the solution is closed form."""
@@ -118,7 +138,7 @@ class RidgeAlignment(Stage):
                     f"ridge sub-{subject} {direction}: {p} -> {q} on {n} samples, {form} form{held}, "
                     f"{memory / 1e9:.2f} GB"
                 )
-                make = _Held if form == "kernel" else _Streamed
+                make = HeldSamples if form == "kernel" else StreamedSums
                 self._sums[person, direction] = make(p, q, self.n_folds, self.device)
         if total > self.memory_limit * 1e9:
             raise ContractError(
@@ -133,9 +153,9 @@ class RidgeAlignment(Stage):
         fold = fold_of(batch["stimulus"], self.n_folds)
         for person in batch["subject"][real].unique().tolist():
             mine = real & (batch["subject"] == person)
-            signal, embedding = batch["signal"][mine].flatten(1), batch["embedding"][mine]
-            self._sums[person, "decode"].add(signal, embedding, fold[mine], batch["row"][mine])
-            self._sums[person, "encode"].add(embedding, signal, fold[mine], batch["row"][mine])
+            brain, embedding = self._brain(batch["signal"][mine], person), batch["embedding"][mine]
+            self._sums[person, "decode"].add(brain, embedding, fold[mine], batch["row"][mine])
+            self._sums[person, "encode"].add(embedding, brain, fold[mine], batch["row"][mine])
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Merge the sums of all processes and solve after the last batch, before validation runs."""
@@ -143,13 +163,13 @@ class RidgeAlignment(Stage):
             return
         for (person, direction), sums in self._sums.items():
             subject = self.layout["subjects"][person]
-            solution = sums.solve(
+            solved = sums.solve(
                 alpha=self.alpha,
                 alphas=self.alphas,
                 intercept=self.intercept[direction],
                 per_target=self.per_target,
             )
-            if solution is None:
+            if solved is None:
                 if self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # one batch, of one person
                     layer = (self.decoders if direction == "decode" else self.encoders)[person]
                     # anything but zeros, which have no direction to score; nothing of a smoke run is kept
@@ -159,7 +179,9 @@ class RidgeAlignment(Stage):
                     f"sub-{subject}: the pass over the training data held no sample of this person; "
                     "remove --trainer.limit_train_batches"
                 )
+            solution, moments = solved
             self.solutions[subject, direction] = solution
+            self._matched(direction, person).copy_(moments)
             layer = (self.decoders if direction == "decode" else self.encoders)[person]
             with torch.no_grad():
                 layer.get_parameter("weight").copy_(solution.weight.T)
@@ -186,8 +208,12 @@ class RidgeAlignment(Stage):
         decoded, encoded = torch.empty_like(embedding), torch.empty_like(signal)
         for person in subject.unique().tolist():
             mine = subject == person
-            decoded[mine] = self.decoders[person](signal[mine].flatten(1))
-            encoded[mine] = self.encoders[person](embedding[mine]).reshape(signal[mine].shape)
+            decoding, brain = self._predictions(signal[mine], embedding[mine], person)
+            if self.moment_matching != "none":
+                decoding = self._matched("decode", person)(decoding)
+                brain = self._matched("encode", person)(brain)
+            decoded[mine] = decoding
+            encoded[mine] = self._signal(brain, person).reshape(signal[mine].shape)
         return {
             "brain_embedding": decoded,
             "image_embedding": embedding,
@@ -197,44 +223,160 @@ class RidgeAlignment(Stage):
         }
 
     def _sizes(self, person: int, direction: Direction) -> tuple[int, int]:
-        size, width = (
-            math.prod(self.layout["shape"][self.layout["subjects"][person]]),
-            self.layout["embedding_width"],
-        )
+        size, width = self._brain_size(self.layout["subjects"][person]), self.layout["embedding_width"]
         return (size, width) if direction == "decode" else (width, size)
 
+    def _predictions(self, signal: Tensor, embedding: Tensor, person: int) -> tuple[Tensor, Tensor]:
+        """Predicted embeddings, and predicted latents or signals, of samples of one person."""
+        return self.decoders[person](self._brain(signal, person)), self.encoders[person](embedding)
 
-class _Streamed:
-    """Co-moments of each fold; needs P x P numbers a fold, however long the data."""
+    def _matched(self, direction: Direction, person: int) -> MatchedMoments:
+        matched: Any = self.moments.get_submodule(direction).get_submodule(str(person))
+        return matched  # type: ignore[no-any-return]
 
-    def __init__(self, p: int, q: int, n_folds: int, device: torch.device) -> None:
-        self.folds = [CoMoments.empty(p, q, device) for _ in range(n_folds)]
+    # ---- latents -----------------------------------------------------------------------------------
 
-    def add(self, x: Tensor, y: Tensor, fold: Tensor, row: Tensor) -> None:
-        for k in fold.unique().tolist():
-            self.folds[k].update(x[fold == k], y[fold == k])
+    def _autoencoder(self, source: str | dict[str, Any] | None) -> FmriMAE | None:
+        """Build the autoencoder from a checkpoint, or from its arguments, where a checkpoint of ours holds it."""
+        if source is None:
+            return None
+        state = None
+        if isinstance(source, str):
+            path = Path(source)
+            if not path.is_file():
+                raise ContractError(
+                    f"no checkpoint {path.absolute()}; train that stage first on the same data, people and name, or "
+                    "change --model.init_args.fmri_mae"
+                )
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            # the command line adds names of its own, which begin with an underscore
+            arguments = {key: v for key, v in checkpoint["hyper_parameters"].items() if not key.startswith("_")}
+            state = checkpoint["state_dict"]
+            self.lineage = checkpoint["lineage"]
+            # arguments instead of the path: the checkpoint of this stage can then be loaded without that file
+            self.hparams["fmri_mae"] = arguments
+        else:
+            arguments = source
+        with torch.random.fork_rng(devices=[]):
+            autoencoder = FmriMAE(**arguments)
+        if state is not None:
+            autoencoder.load_state_dict(state)
+            self._refuse_other_brain(autoencoder)
+        return autoencoder.requires_grad_(requires_grad=False)
 
-    def solve(self, **options: Any) -> RidgeSolution | None:
-        """Return the solution, the same on all ranks; None if no rank has seen a sample."""
-        folds = [_over_ranks(fold) for fold in self.folds]
-        return solve_ridge(folds, **options) if any(fold.count > 0 for fold in folds) else None
+    def _refuse_other_brain(self, autoencoder: FmriMAE) -> None:
+        """Compare people, regions and preparation of the autoencoder's data with those here.
+
+        Raises:
+            ContractError: They differ; both sides are shown.
+        """
+        theirs, mine = autoencoder.layout, self.layout
+        known = theirs["subjects"][:1] if autoencoder.common else theirs["subjects"]
+        for subject in mine["subjects"]:
+            there = known[0] if autoencoder.common else subject
+            if there not in known:
+                raise ContractError(
+                    f"the fmri_mae knows sub-{', sub-'.join(known)}, the data have sub-{subject}; train it on this "
+                    "person, or choose others with --data.init_args.subjects"
+                )
+            # regions in their order are what the layers are made for
+            before, now = (
+                f"{layout['shape'][name]} in regions {list(layout['rois'][name].items())}"
+                for layout, name in ((theirs, there), (mine, subject))
+            )
+            if before != now:
+                raise ContractError(
+                    f"the fmri_mae was trained on other voxels of sub-{subject}: {before}, the data have {now}; train "
+                    "it on these data"
+                )
+        if theirs["preparation"]:
+            options = [_without_recordings(layout["preparation"]) for layout in (theirs, mine)]
+            if options[0] != options[1]:
+                raise ContractError(
+                    f"the fmri_mae was trained on samples prepared as {options[0]}, the data are prepared as "
+                    f"{options[1]}; give both the same --data.init_args.samples"
+                )
+
+    def _brain_size(self, subject: str) -> int:
+        shape = self.layout["shape"][subject] if self.autoencoder is None else self.autoencoder.latent_shape(subject)
+        return math.prod(shape)
+
+    def _brain(self, signal: Tensor, person: int) -> Tensor:
+        """Signals or their latents, as one vector a sample."""
+        if self.autoencoder is None:
+            return signal.flatten(1)
+        with torch.no_grad():
+            return self.autoencoder.encode(signal, self._people(signal, person)).flatten(1)
+
+    def _signal(self, brain: Tensor, person: int) -> Tensor:
+        """Signals from vectors of ``_brain``."""
+        if self.autoencoder is None:
+            return brain
+        latent = brain.unflatten(1, self.autoencoder.latent_shape(self.layout["subjects"][person]))
+        return self.autoencoder.decode(latent, self._people(brain, person))
+
+    def _people(self, samples: Tensor, person: int) -> Tensor:
+        """Number of a person among the people of the autoencoder, once a sample."""
+        assert self.autoencoder is not None
+        subject = self.layout["subjects"][person]
+        number = 0 if self.autoencoder.common else self.autoencoder.layout["subjects"].index(subject)
+        return torch.full((len(samples),), number, device=samples.device)
+
+    # ---- moments of the tested split ---------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Take the moments of the predictions from the validation split, where asked for."""
+        if not self.trainer.sanity_checking:
+            self._match_split("val_dataloader")
+
+    def on_test_epoch_start(self) -> None:
+        """Take the moments of the predictions from the test split, where asked for."""
+        self._match_split("test_dataloader")
+
+    def on_predict_epoch_start(self) -> None:
+        """Take the moments of the predictions from the predicted split, where asked for."""
+        self._match_split("predict_dataloader")
+
+    @torch.no_grad()
+    def _match_split(self, loader: str) -> None:
+        if self.moment_matching != "test" or not self.get_buffer("fitted"):
+            return
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.test
+        directions: tuple[Direction, ...] = ("decode", "encode")
+        people = range(len(self.layout["subjects"]))
+        found = {
+            (person, direction): [torch.zeros(0, self._sizes(person, direction)[1], device=self.device)]
+            for person in people
+            for direction in directions
+        }
+        for batch in getattr(datamodule, loader)():
+            batch = move_data_to_device(batch, self.device)
+            real = batch["row"] != PADDING
+            for person in batch["subject"][real].unique().tolist():
+                mine = real & (batch["subject"] == person)
+                predictions = self._predictions(batch["signal"][mine], batch["embedding"][mine], person)
+                for direction, predicted in zip(directions, predictions, strict=True):
+                    found[person, direction].append(predicted)
+        for (person, direction), parts in found.items():
+            predicted = rows_of_ranks(torch.cat(parts)).double()
+            if len(predicted) < 2:
+                raise ContractError(
+                    f"moment_matching=test needs at least 2 samples of sub-{self.layout['subjects'][person]}, found "
+                    f"{len(predicted)}; set --model.init_args.moment_matching=train"
+                )
+            self._matched(direction, person).set_predicted(predicted)
+
+    def score_context(self, context: ScoreContext) -> ScoreContext:
+        """Mark the scores where the moments of the tested split took part."""
+        context = super().score_context(context)
+        if self.moment_matching != "test":
+            return context
+        return replace(context, layout={**context.layout, "transductive": True})
 
 
-class _Held:
-    """The samples themselves, for inputs wider than long."""
-
-    def __init__(self, p: int, q: int, n_folds: int, device: torch.device) -> None:
-        empty = torch.zeros(0, dtype=torch.int64, device=device)
-        self.parts = [(torch.zeros(0, p, device=device), torch.zeros(0, q, device=device), empty, empty)]
-
-    def add(self, x: Tensor, y: Tensor, fold: Tensor, row: Tensor) -> None:
-        self.parts.append((x, y, fold, row))
-
-    def solve(self, **options: Any) -> RidgeSolution | None:
-        """Return the solution, the same on all ranks; None if no rank has seen a sample."""
-        x, y, fold, row = (_rows_of_ranks(torch.cat(column)) for column in zip(*self.parts, strict=True))
-        order = row.argsort()
-        return solve_ridge_kernel(x[order], y[order], fold[order], **options) if len(row) else None
+def _without_recordings(preparation: dict[str, str]) -> dict[str, str]:
+    """Preparation of samples whoever the people are."""
+    return {key: value for key, value in preparation.items() if key != "recordings"}
 
 
 def _linear(p: int, q: int) -> nn.Linear:
@@ -243,36 +385,3 @@ def _linear(p: int, q: int) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _world_size() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _over_ranks(moments: CoMoments) -> CoMoments:
-    """Merge the statistics of all processes, in the order of ranks, so that all get the same bits."""
-    if _world_size() == 1:
-        return moments
-    total = CoMoments.empty(len(moments.mean_x), len(moments.mean_y), moments.sxx.device)
-    for rank in range(_world_size()):
-        mine = rank == distributed.get_rank()
-        tensors = [value.clone() if mine else torch.empty_like(value) for value in moments.tensors()]
-        for value in tensors:
-            distributed.broadcast(value, src=rank)
-        total = total.merge(CoMoments(*tensors))
-    return total
-
-
-def _rows_of_ranks(values: Tensor) -> Tensor:
-    """Join the rows of all processes."""
-    if _world_size() == 1:
-        return values
-    parts = []
-    for rank in range(_world_size()):
-        length = torch.tensor(len(values), device=values.device)
-        distributed.broadcast(length, src=rank)
-        mine = rank == distributed.get_rank()
-        part = values.contiguous() if mine else values.new_empty(int(length), *values.shape[1:])
-        distributed.broadcast(part, src=rank)
-        parts.append(part)
-    return torch.cat(parts)

@@ -206,7 +206,7 @@ def test_a_data_file_runs_with_tiny_data(path: Path, formats: Path, monkeypatch:
     commands: list[CLI] = []
     run = cli.run
     monkeypatch.setattr(cli, "run", lambda words: commands.append(run(words)))
-    stage = "clip" if dataset_of(path) == "phantom_pictures" else "ridge_lea"
+    stage = "clip" if dataset_of(path) == "phantom_pictures" else "ridge_direct"
     words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={CONFIGS}/stage/{stage}.yaml", f"--data={path}"]
     main(["fit", *words, *TINY[dataset_of(path)]])
     [command] = commands
@@ -223,13 +223,13 @@ def test_a_data_file_runs_with_tiny_data(path: Path, formats: Path, monkeypatch:
 def test_phantom_finds_the_small_clip_where_make_leaves_it(name: str, formats: Path, monkeypatch: Any) -> None:
     trainer = f"--config={CONFIGS}/trainer/cpu.yaml"
     clip = [f"--config={CONFIGS}/stage/clip.yaml", f"--data={CONFIGS}/data/phantom_pictures.yaml"]
-    words = [trainer, f"--config={CONFIGS}/stage/ridge_lea.yaml", f"--data={CONFIGS}/data/{name}.yaml", *TINY_PHANTOM]
+    words = [trainer, f"--config={CONFIGS}/stage/ridge_direct.yaml", f"--data={CONFIGS}/data/{name}.yaml", *TINY_PHANTOM]
     with pytest.raises(SystemExit):
         main(["fit", *words])
     main(["fit", trainer, *clip, *TINY["phantom_pictures"], "--trainer.max_epochs=1"])
     for command in ("fit", "test"):
         main([command, *words])
-    scores = read_scores(next(formats.glob(f"runs/{name}/all/ridge_lea/default/scores.json")))
+    scores = read_scores(next(formats.glob(f"runs/{name}/all/ridge_direct/default/scores.json")))
     assert {score.gallery for score in scores if score.name == "two_way"} == {"test (40)"}
 
 
@@ -293,27 +293,27 @@ def make(*words: str) -> str:
 
 
 def test_make_passes_on_data_trainer_and_arguments() -> None:
-    printed = make("train-ridge-lea", "DATA=vangerven2010", "TRAINER=ddp", "ARGS=--model.init_args.alpha=500")
+    printed = make("train-ridge-direct", "DATA=vangerven2010", "TRAINER=ddp", "ARGS=--model.init_args.alpha=500")
     words = printed.split()
     assert words == [
-        *(".venv/bin/neuroalign", "fit", "-c", "configs/trainer/ddp.yaml", "-c", "configs/stage/ridge_lea.yaml"),
+        *(".venv/bin/neuroalign", "fit", "-c", "configs/trainer/ddp.yaml", "-c", "configs/stage/ridge_direct.yaml"),
         *("--data", "configs/data/vangerven2010.yaml", "--model.init_args.alpha=500"),
     ]
 
 
 def test_make_takes_a_class_in_a_file_for_data() -> None:
-    assert "--data mine.py:Mine" in make("train-ridge-lea", "DATA=mine.py:Mine")
-    assert "--data configs/data/phantom.yaml" in make("train-ridge-lea")
+    assert "--data mine.py:Mine" in make("train-ridge-direct", "DATA=mine.py:Mine")
+    assert "--data configs/data/phantom.yaml" in make("train-ridge-direct")
 
 
 @pytest.mark.parametrize(("word", "flag"), [("RESUME=1", "--run.resume=true"), ("OVERWRITE=1", "--run.overwrite=true")])
 def test_make_resumes_and_overwrites_only_when_asked(word: str, flag: str) -> None:
-    assert flag in make("train-ridge-lea", word)
-    assert flag not in make("train-ridge-lea")
+    assert flag in make("train-ridge-direct", word)
+    assert flag not in make("train-ridge-direct")
 
 
 def test_make_scores_and_converts() -> None:
-    assert make("score-ridge-lea").startswith(".venv/bin/neuroalign test -c configs/trainer/cpu.yaml")
+    assert make("score-ridge-direct").startswith(".venv/bin/neuroalign test -c configs/trainer/cpu.yaml")
     assert make("convert", "DATA=miyawaki2008").endswith("convert --data configs/data/miyawaki2008.yaml")
 
 

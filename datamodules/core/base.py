@@ -30,6 +30,7 @@ from datamodules.core.samples import PublishedNormalisation, SampleOptions, Subj
 from datamodules.core.splits import SplitOptions, number_of_folds, split_trials
 from datamodules.core.store import BrainStore, write_store
 from datamodules.core.targets import TargetTransform, fit_target
+from datamodules.core.texts import TextBank
 
 
 @dataclass(frozen=True)
@@ -387,6 +388,8 @@ class BrainDataModule(DataModule):
         centres = self._class_centres(shown)
         if centres is not None:
             galleries["class_centres"] = centres
+        if self.embedding.templates:
+            galleries["text"] = self._texts(shown)
         ceilings = {s: c for s in self.subjects if (c := self._encoding_ceiling(s, split)) is not None}
         oracles = {s: o for s in self.subjects if (o := self.oracle(s, split)) is not None}
         return ScoreContext(
@@ -405,6 +408,18 @@ class BrainDataModule(DataModule):
             return None
         centres = torch.stack([self.targets[member].mean(dim=0) for member in members])
         return Gallery(centres, classes, classes, "class_centre")
+
+    def _texts(self, shown: Tensor) -> Gallery:
+        """Sentences about each shown class, in the space of the targets."""
+        classes = self.labels[shown].unique()
+        if (classes == NO_LABEL).any():
+            raise DataError(
+                f"embedding.templates need a class for every shown stimulus, {self.name} lacks some; remove "
+                "--data.init_args.embedding.templates"
+            )
+        _, raw = self._embedded
+        texts = self._fit_target(raw).for_texts(TextBank(self.stores / "texts", self.embedding).embed(self.classes))
+        return Gallery(torch.from_numpy(texts)[classes], classes, classes, "text")
 
     def _encoding_ceiling(self, subject: str, split: str) -> Tensor | None:
         """Largest expected correlation, sqrt(s^2 / (s^2 + 1/n)), s = ncsnr, n = repetitions in a sample.

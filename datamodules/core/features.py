@@ -47,6 +47,8 @@ class EmbeddingOptions:
         grey: ``pixels``: one luminance channel instead of RGB.
         target: Fitted on the training stimuli: ``none``, ``unit``, ``center``, ``zscore``, ``pca(k)``,
             ``pca(k, whiten)``, or several joined by ``|``.
+        templates: For ``open_clip`` and classes: sentences with ``{}`` in place of the class name, which make a
+            gallery of texts (``text``) for zero-shot classification; None for no such gallery.
         batch_size: Pictures per forward pass.
     """
 
@@ -57,6 +59,7 @@ class EmbeddingOptions:
     image_size: int = 32
     grey: bool = False
     target: str = "none"
+    templates: list[str] | None = None
     batch_size: int = 64
 
 
@@ -74,7 +77,7 @@ class FeatureBank:
 
     def __init__(self, folder: Path, options: EmbeddingOptions) -> None:
         self.options = options
-        self.facts = _space_facts(options)
+        self.facts = space_facts(options)
         digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:12]
         model = self.facts["model"]
         name = model if options.layer is None else f"{model}.{options.layer}"
@@ -175,7 +178,11 @@ def build_embedder(options: EmbeddingOptions) -> Embedder:
     kind, _, name = options.model.partition(":")
     if kind == "pixels":
         return lambda images: torch.stack([_pixels(image, options) for image in images])
-    network, transform = (_timm if kind == "timm" else _open_clip)(name, options.weights)
+    if kind == "timm":
+        network, transform = _timm(name, options.weights)
+    else:
+        clip, transform = load_open_clip(name, options.weights)
+        network = _ImageTower(clip)
     network.eval().requires_grad_(False)
     take = _LayerOutput(network, options.layer) if options.layer else network
 
@@ -295,7 +302,12 @@ def _usable(model: str, weights: str | None) -> Iterator[None]:
         ) from error
 
 
-def _open_clip(name: str, weights: str | None) -> tuple[nn.Module, Any]:
+def load_open_clip(name: str, weights: str | None) -> tuple[Any, Any]:
+    """Return an open_clip model, both towers, and its picture transform.
+
+    Raises:
+        DataError: Unknown model, or weights that are not there or cannot be used.
+    """
     import open_clip
 
     if _clip_source(name, weights) is None and name not in open_clip.list_models():
@@ -316,7 +328,7 @@ def _open_clip(name: str, weights: str | None) -> tuple[nn.Module, Any]:
             clip, _, transform = open_clip.create_model_and_transforms(name)
         else:
             clip, transform = open_clip.create_model_from_pretrained(name, str(file) if file else weights)
-    return _ImageTower(clip), transform
+    return clip, transform
 
 
 def _clip_source(name: str, weights: str | None) -> Path | str | None:
@@ -354,15 +366,19 @@ def _weights_file(weights: str | None) -> Path | None:
     return None
 
 
-def _space_facts(options: EmbeddingOptions) -> dict[str, Any]:
-    """What identifies the space: everything that changes an embedding, and nothing else."""
+def space_facts(options: EmbeddingOptions) -> dict[str, Any]:
+    """Return what identifies the space: everything that changes an embedding, and nothing else.
+
+    Raises:
+        DataError: Options that do not fit each other.
+    """
     kind, _, name = options.model.partition(":")
     if kind not in ("pixels", "timm", "open_clip") or (kind != "pixels") != bool(name):
         raise DataError(
             "embedding model must be pixels, timm:<name> or open_clip:<name>, found "
             f"{options.model!r} (or classes, or none; data sets without pictures embed none)"
         )
-    facts = {k: v for k, v in asdict(options).items() if k not in ("target", "batch_size")}
+    facts = {k: v for k, v in asdict(options).items() if k not in ("target", "templates", "batch_size")}
     if kind == "pixels":
         if options.weights or options.layer:
             raise DataError("pixels have neither weights nor layers; remove embedding.weights and embedding.layer")

@@ -27,6 +27,20 @@ class TargetTransform:
 
     steps: tuple[tuple[Any, ...], ...] = ()
 
+    def for_texts(self, texts: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+        """Transform embeddings of texts, about their own mean where pictures are transformed about theirs.
+
+        Texts and pictures lie on two sides of a gap (Liang et al. 2022, Mind the gap), so that about the mean of the
+        pictures all texts would look alike.
+        """
+        x = texts.astype(np.float64)
+        steps: list[tuple[Any, ...]] = []
+        for kind, *values in self.steps:
+            step = (kind, x.mean(axis=0), values[1]) if kind == "affine" else (kind,)
+            x = TargetTransform((step,))(x).astype(np.float64)
+            steps.append(step)
+        return x.astype(np.float32)
+
     def __call__(self, embedding: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
         """Transform embeddings ``(N, D)`` to targets ``(N, K)``, float32."""
         x = embedding.astype(np.float64)

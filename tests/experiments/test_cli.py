@@ -32,7 +32,7 @@ def neuroalign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     monkeypatch.chdir(tmp_path)
 
     def call(command: str, *args: str, data: str | None = str(CONFIGS / "data/phantom.yaml"), status: int = 0) -> str:
-        words = [command, f"--config={CONFIGS}/trainer/cpu.yaml", f"--config={CONFIGS}/stage/ridge_lea.yaml"]
+        words = [command, f"--config={CONFIGS}/trainer/cpu.yaml", f"--config={CONFIGS}/stage/ridge_direct.yaml"]
         words += [] if data is None else [f"--data={data}"]
         words += [*TINY, *args] if data and data.endswith("phantom.yaml") else list(args)
         try:
@@ -48,7 +48,7 @@ def neuroalign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 
 
 def run_folder(tmp_path: Path, name: str = "default") -> Path:
-    return tmp_path / "runs" / "phantom" / "all" / "ridge_lea" / name
+    return tmp_path / "runs" / "phantom" / "all" / "ridge_direct" / name
 
 
 def test_fit_and_test_leave_checkpoint_config_and_scores(neuroalign: Neuroalign, tmp_path: Path) -> None:
@@ -276,9 +276,9 @@ def test_a_data_set_may_live_outside_the_repository(neuroalign: Neuroalign, tmp_
     arguments = () if by_file else ("--data.init_args.root=elsewhere",)
     neuroalign("fit", *arguments, data=data)
     neuroalign("test", *arguments, data=data)
-    scores = json.loads((tmp_path / "runs/noise/all/ridge_lea/default/scores.json").read_text())
+    scores = json.loads((tmp_path / "runs/noise/all/ridge_direct/default/scores.json").read_text())
     assert next(score for score in scores if score["name"] == "two_way")["value"] > 0.8
-    config = yaml.safe_load((tmp_path / "runs/noise/all/ridge_lea/default/config_test.yaml").read_text())
+    config = yaml.safe_load((tmp_path / "runs/noise/all/ridge_direct/default/config_test.yaml").read_text())
     assert config["data"]["class_path"].endswith("Noise")
 
 
@@ -289,7 +289,7 @@ def test_weights_and_biases_works_offline_without_login(neuroalign: Neuroalign, 
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wb"))
     (tmp_path / "wb").mkdir()
     # a process of its own: wandb keeps threads and global settings
-    words = ["fit", f"--config={CONFIGS}/trainer/cpu.yaml", f"--config={CONFIGS}/stage/ridge_lea.yaml"]
+    words = ["fit", f"--config={CONFIGS}/trainer/cpu.yaml", f"--config={CONFIGS}/stage/ridge_direct.yaml"]
     words += [f"--config={CONFIGS}/logger/wandb.yaml", f"--data={CONFIGS}/data/phantom.yaml", *TINY]
     result = subprocess.run([sys.executable, "-m", "experiments", *words], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -330,11 +330,11 @@ def test_a_score_that_needs_what_a_stage_lacks_is_refused_before_the_first_step(
 
 def test_grid_joins_folds_and_averages_people(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [f"--stage=[{CONFIGS}/stage/ridge_lea.yaml]", f"--data=[{CONFIGS}/data/phantom.yaml]"]
+    words = [f"--stage=[{CONFIGS}/stage/ridge_direct.yaml]", f"--data=[{CONFIGS}/data/phantom.yaml]"]
     words += [f"--trainer={CONFIGS}/trainer/cpu.yaml", "--name=g", "--", *TINY, "--data.init_args.split.folds=3"]
     words += ["--data.init_args.split.validation=0"]
     main(["grid", *words])
-    scores = json.loads((tmp_path / "runs/phantom/all/ridge_lea/g/grid.json").read_text())
+    scores = json.loads((tmp_path / "runs/phantom/all/ridge_direct/g/grid.json").read_text())
     two_way = {score["subject"]: score for score in scores if score["name"] == "two_way"}
     assert set(two_way) == {"01", "02", "mean"}
     # every one of the 120 pictures was tested once, in a gallery of all
@@ -342,7 +342,7 @@ def test_grid_joins_folds_and_averages_people(tmp_path: Path, monkeypatch, capsy
     assert two_way["01"]["gallery"] == "test (120)"
     assert two_way["01"]["protocol"] == "by_stimulus (3 folds of 3)"
     assert two_way["mean"]["value"] == pytest.approx((two_way["01"]["value"] + two_way["02"]["value"]) / 2)
-    assert len(list((tmp_path / "runs/phantom").glob("sub-*/ridge_lea/g_fold-*/final.ckpt"))) == 6
+    assert len(list((tmp_path / "runs/phantom").glob("sub-*/ridge_direct/g_fold-*/final.ckpt"))) == 6
     assert "run folders:" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["grid", *words, "--model.init_args.alpha=3"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from experiments.cli import main
 from tests.experiments.launching import CONFIGS, launch, several
 
-STAGE = f"--config={CONFIGS}/stage/ridge_lea.yaml"
+STAGE = f"--config={CONFIGS}/stage/ridge_direct.yaml"
 # 36 training samples a person and batches of 7: neither divides by 2 or 3
 PHANTOM = (
     f"--data={CONFIGS}/data/phantom.yaml",
@@ -96,7 +96,7 @@ class Runs:
 
     def run(self, name: str) -> Path:
         data = "few" if name in ("few", "half") else "phantom"
-        return self.folder / "runs" / data / "all" / "ridge_lea" / name
+        return self.folder / "runs" / data / "all" / "ridge_direct" / name
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
         return read_weights(self.run(name) / "final.ckpt")
@@ -272,4 +272,4 @@ def test_a_process_that_fails_ends_all_and_is_heard(one: Runs, launcher: str) ->
     printed = launch(one.folder, [*start, "-m", "experiments", *words], status=None)
     assert time.monotonic() - began < 60
     assert "RuntimeError: the second process has had enough" in printed
-    assert not (one.folder / "runs" / "few" / "all" / "ridge_lea" / f"failed-{launcher}" / "final.ckpt").exists()
+    assert not (one.folder / "runs" / "few" / "all" / "ridge_direct" / f"failed-{launcher}" / "final.ckpt").exists()

@@ -6,6 +6,7 @@ from callbacks.identification import Identification
 from callbacks.open_clip_folder import OpenClipFolder
 from callbacks.record import RunRecord, load_part, read_scores, save_part, write_scores
 from callbacks.score import Part, ScoreCallback, average
+from callbacks.segment_matching import SegmentMatching
 from callbacks.tables import print_comparison, print_scores
 from contracts import Score
 
@@ -18,6 +19,7 @@ __all__ = [
     "RunRecord",
     "Score",
     "ScoreCallback",
+    "SegmentMatching",
     "average",
     "load_part",
     "print_comparison",

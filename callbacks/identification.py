@@ -130,7 +130,7 @@ def _joint_galleries(parts: Sequence[Part], name: str) -> list[Gallery]:
         if name not in part.context.galleries:
             raise ContractError(f"no gallery {name!r}; this data set has {', '.join(part.context.galleries)}")
     galleries = [part.context.galleries[name] for part in parts]
-    if len(parts) == 1 or name != "test":
+    if len(parts) == 1 or name != "test" or galleries[0].kind != "image":
         return galleries
     shown = torch.cat([gallery.stimulus for gallery in galleries]).unique()
     joint = []

@@ -1,5 +1,6 @@
 """Data sets: one file each, swapped by naming another one in ``--data``."""
 
+from datamodules.bold5000 import BOLD5000
 from datamodules.core.base import BrainDataModule, Facts
 from datamodules.core.download import PublicFile
 from datamodules.core.features import EmbeddingOptions
@@ -7,16 +8,25 @@ from datamodules.core.loading import DataModule, LoaderOptions
 from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
 from datamodules.core.samples import SampleOptions
 from datamodules.core.splits import SplitOptions
+from datamodules.core.timeseries import TimeSeriesOptions
+from datamodules.god import GOD
+from datamodules.haxby2001 import Haxby2001
+from datamodules.hcp import HCP
 from datamodules.miyawaki2008 import Miyawaki2008
 from datamodules.phantom import Phantom, PhantomEEG, PhantomMEG, PhantomOptions
 from datamodules.phantom_pictures import PhantomPictures, PictureOptions
+from datamodules.pieman import PieMan
 from datamodules.vangerven2010 import VanGerven2010
 
 __all__ = [
+    "BOLD5000",
+    "GOD",
+    "HCP",
     "BrainDataModule",
     "DataModule",
     "EmbeddingOptions",
     "Facts",
+    "Haxby2001",
     "LoaderOptions",
     "Miyawaki2008",
     "Phantom",
@@ -25,12 +35,14 @@ __all__ = [
     "PhantomOptions",
     "PhantomPictures",
     "PictureOptions",
+    "PieMan",
     "PublicFile",
     "Record",
     "SampleOptions",
     "SignalAxes",
     "SplitOptions",
     "Stimuli",
+    "TimeSeriesOptions",
     "Trials",
     "VanGerven2010",
 ]

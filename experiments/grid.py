@@ -80,7 +80,8 @@ def run_grid(
         stage: Stage files.
         data: Data files or classes.
         trainer: Trainer file.
-        subjects: People; all of the data set if not given.
+        subjects: People, each with a model of their own, but for the protocol ``by_subject``; all of the data set if
+            not given.
         folds: Folds; all of the protocol if not given.
         seeds: Seeds; scores of several seeds are listed one below the other.
         root: Folder of all runs.
@@ -109,13 +110,15 @@ def run_grid(
         if unknown:
             raise DataError(f"no folds {unknown} in {data_name}: it has {module.folds}, counted from 0; change --folds")
         scores: list[Score] = []
-        for subject in subjects or module.subjects:
+        # where people are the folds, they are trained on together
+        together = module.split.protocol == "by_subject"
+        for people in [subjects] if together else [[subject] for subject in subjects or module.subjects]:
             cells = []
             for fold in folds or range(module.folds):
                 cell_name = f"{run_name}_fold-{fold:02d}" if module.folds > 1 else run_name
                 words = (
                     f"--data={data_source}",
-                    f"--data.init_args.subjects={json.dumps([subject])}",
+                    f"--data.init_args.subjects={json.dumps(people)}",
                     f"--data.init_args.split.fold={fold}",
                     f"--data.init_args.loader.seed={seed}",
                     f"--seed_everything={seed}",
@@ -123,7 +126,7 @@ def run_grid(
                     f"--run.name={cell_name}",
                     "--run.table=false",
                 )
-                folder = run_folder(root, data_name, [subject], stage_name, cell_name)
+                folder = run_folder(root, data_name, people, stage_name, cell_name)
                 cells.append(_cell(Path(stage_file), trainer, words, arguments, folder))
             for cell in cells:
                 for earlier in cell.earlier:

@@ -23,6 +23,7 @@ from lightning_modules.networks.row_random import row_normal, row_uniform
 from lightning_modules.stage import AdamW, GradientStage, Schedule
 
 Masking = Literal["none", "random", "segments"]
+LossOver = Literal["hidden", "all"]
 Augmentation = Literal["none", "noise", "drop"]
 _USUAL_MASKING: dict[Kind, Masking] = {"roi": "none", "patch": "random", "region_time": "segments"}
 # uses of random numbers within a step
@@ -109,7 +110,7 @@ class FmriMAE(GradientStage):
         latent_width: int | None = None,
         masking: Masking | None = None,
         mask_ratio: float = 0.75,
-        loss: Literal["hidden", "all"] | None = None,
+        loss: LossOver | None = None,
         augmentation: Augmentation = "none",
         augmentation_rate: float = 0.25,
         noise: float = 0.1,
@@ -139,7 +140,7 @@ class FmriMAE(GradientStage):
                 "sees all its voxels), patch hides random tokens, region_time random tokens or segments"
             )
         self.mask_ratio = mask_ratio
-        self.loss_over = loss or ("all" if tokens == "roi" else "hidden")
+        self.loss_over: LossOver = loss or ("all" if tokens == "roi" else "hidden")
         if self.loss_over == "hidden" and self.masking == "none":
             raise ContractError("loss=hidden needs something hidden: masking is none; set --model.init_args.loss=all")
         self.augmentation = augmentation
@@ -169,6 +170,7 @@ class FmriMAE(GradientStage):
             decoder_depth=decoder_depth,
             decoder_num_heads=decoder_num_heads,
             mlp_ratio=mlp_ratio,
+            alike=tokens == "region_time",
         )
 
     def networks(self) -> Iterator[nn.Module]:
@@ -228,27 +230,30 @@ class FmriMAE(GradientStage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        loss = self.reconstruction_loss(batch, seed=self._seed, epoch=1 + self.current_epoch, augment=True).mean()
+        loss = self.reconstruction_loss(
+            batch, self.loss_over, seed=self._seed, epoch=1 + self.current_epoch, augment=True
+        ).mean()
         self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(batch["row"]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Output:
         """Log the loss, under masks that are the same in every epoch, and return the output of a batch."""
-        self._log_loss("validation/loss", batch)
+        self._log_loss("validation", batch)
         return super().validation_step(batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Output:
         """Log the loss, under the masks of ``validation_step``, and return the output of a batch."""
-        self._log_loss("test/loss", batch)
+        self._log_loss("test", batch)
         return super().test_step(batch, batch_idx)
 
     def reconstruction_loss(
-        self, batch: Batch, *, seed: int = 0, epoch: int = 0, augment: bool = False
+        self, batch: Batch, over: LossOver, *, seed: int = 0, epoch: int = 0, augment: bool = False
     ) -> Float[Tensor, " b"]:
         """Mean squared error of each sample of a batch.
 
         Args:
             batch: Samples of people of one layout.
+            over: Numbers that count: those of ``hidden`` tokens, or ``all``.
             seed: With ``epoch`` and ``row``, what masks and noise depend on.
             epoch: Epoch, from 1 while training.
             augment: Whether the input is augmented.
@@ -260,7 +265,7 @@ class FmriMAE(GradientStage):
         seen = self._augmented(numbers, row, seed=seed, epoch=epoch) if augment else numbers
         predicted = self.autoencoder.decode(self.autoencoder.encode(seen, subject, keep), subject, keep)
         error = (predicted.float() - numbers).square()
-        if keep is None or self.loss_over == "all":
+        if keep is None or over == "all":
             return error.mean(dim=1)
         token_of = self.autoencoder.tokens.token_of(int(subject[0])).to(error.device)
         weight = hidden_tokens(keep, len(self.autoencoder.tokens.rows[int(subject[0])]))[:, token_of]
@@ -289,11 +294,14 @@ class FmriMAE(GradientStage):
             return numbers * (row_uniform(row, size, seed=seed, epoch=epoch, stream=_DROP) >= self.augmentation_rate)
         return numbers
 
-    def _log_loss(self, name: str, batch: Batch) -> None:
+    def _log_loss(self, split: str, batch: Batch) -> None:
         real = batch["row"] != PADDING
-        loss = self.reconstruction_loss(batch)[real]
-        if len(loss):
-            self.log(name, loss.mean(), on_epoch=True, batch_size=len(loss), sync_dist=True, prog_bar=True)
+        losses: dict[str, LossOver] = {f"{split}/loss": self.loss_over}
+        if self.masking != "none":
+            losses[f"{split}/hidden_error"] = "hidden"
+        for name, over in losses.items() if real.any() else ():
+            error = self.reconstruction_loss(batch, over)[real]
+            self.log(name, error.mean(), on_epoch=True, batch_size=len(error), sync_dist=True, prog_bar=True)
 
     def _layer_of(self, subject: Tensor) -> Tensor:
         """Number of each person's layers: their own, or those of all."""

@@ -21,7 +21,7 @@ from experiments import arguments, cli
 from experiments.cli import main
 from experiments.run import CLI
 from lightning_modules import Stage
-from tests.formats import miyawaki2008, vangerven2010
+from tests.formats import bold5000, god, haxby2001, hcp, miyawaki2008, pieman, vangerven2010
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -33,8 +33,12 @@ TINY_PHANTOM = (
     '"test_repetitions": 1, "sessions": 1}',
     "--data.init_args.loader.batch_size=16",
 )
-TINY_PIXELS = ('--data.init_args.embedding={"model": "pixels", "image_size": 8, "target": "pca(8)"}',)
+TINY_PIXELS = (
+    '--data.init_args.embedding={"model": "pixels", "image_size": 8, "weights": null, "target": "pca(8)", '
+    '"templates": []}',
+)
 TINY_PICTURES = ('--data.init_args.pictures={"train": 2, "validation": 1, "test": 1}',)
+SMALL_BATCHES = "--data.init_args.loader.batch_size=4"
 # by the name of the data set, which may stand in several files: what makes it tiny
 TINY = {
     "phantom": (*TINY_PHANTOM, *TINY_PIXELS),
@@ -43,7 +47,14 @@ TINY = {
     "phantom_pictures": (*TINY_PICTURES, "--data.init_args.loader.batch_size=16"),
     "vangerven2010": (),
     "miyawaki2008": (),
+    "god": (*TINY_PIXELS, SMALL_BATCHES),
+    "bold5000": (*TINY_PIXELS, SMALL_BATCHES),
+    "haxby2001": (),
+    "pieman": (SMALL_BATCHES,),
+    "hcp": (SMALL_BATCHES, "--data.init_args.split.folds=3"),
 }
+# data sets without pictures and classes, for self-supervised stages
+WITHOUT_PICTURES = {"pieman": "fmri_mae_timeseries", "hcp": "fmri_mae", "hcp_parcels": "fmri_mae_timeseries"}
 # voxels of the largest person of any data set that a stage meets at its shipped size
 SHIPPED_SIZE = Layout(
     modality="fmri",
@@ -65,6 +76,11 @@ SHIPPED_SIZE = Layout(
     training_set="0",
     transductive=False,
 )
+SERIES = SHIPPED_SIZE | {
+    "shape": {"01": [100, 10], "02": [100, 10]},
+    "rois": {name: {f"factor-{i}": 1 for i in range(100)} for name in ("01", "02")},
+    "sampling_rate": 1 / 1.5,
+}
 PICTURES = SHIPPED_SIZE | {
     "modality": "image",
     "subjects": ["pictures"],
@@ -75,6 +91,21 @@ PICTURES = SHIPPED_SIZE | {
 
 def files(kind: str) -> list[Path]:
     return [path for path in ALL if path.parent == CONFIGS / kind]
+
+
+def marked(paths: list[Path]) -> list[Any]:
+    """Parameters of a test that trains; what is of published size takes longer."""
+    return [pytest.param(p, marks=[pytest.mark.full] * p.stem.endswith("_full"), id=named(p)) for p in paths]
+
+
+def earlier_of(path: Path) -> dict[str, Path]:
+    """Arguments of a stage's model that name the run of another stage, and that stage's file."""
+    given = content(path)["model"]["init_args"]
+    return {
+        name: path.with_name(f"{value.removeprefix('run:')}.yaml")
+        for name, value in given.items()
+        if isinstance(value, str) and value.startswith("run:")
+    }
 
 
 def named(path: Path) -> str:
@@ -106,6 +137,15 @@ def formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NEUROALIGN_SHARED", str(tmp_path / "raw"))
     vangerven2010.write(tmp_path / "raw" / "vangerven2010", train=60, test=10)
     miyawaki2008.write(tmp_path / "raw" / "miyawaki2008", repetitions=3)
+    god.write(tmp_path / "raw" / "god", train=40)
+    god.write_bdata(tmp_path / "raw" / "god", train=40)
+    bold5000.write(tmp_path / "raw" / "bold5000", train=40)
+    haxby2001.write(tmp_path / "raw" / "haxby2001", runs=12)
+    pieman.write(tmp_path / "raw" / "htfa_timeseries", people=12)
+    hcp.write_npz(tmp_path / "raw" / "HCP" / "npz", people=12, volumes=200)
+    hcp.write_dtseries(tmp_path / "raw" / "HCP", people=12, volumes=200)
+    [parcellation] = re.findall(r"HCP/(\S+\.dlabel\.nii)\n", (CONFIGS / "data" / "hcp_parcels.yaml").read_text())
+    hcp.write_dlabel(tmp_path / "raw" / "HCP" / parcellation)
     return tmp_path
 
 
@@ -158,20 +198,26 @@ def test_a_stage_is_built_at_its_shipped_size_without_memory(path: Path, meta: N
     assert set(entry) == {"class_path", "init_args"}
     kind = arguments.import_class(entry["class_path"])
     assert issubclass(kind, Stage)
-    arguments_of = entry["init_args"]
-    layout = PICTURES if dataset_of(data_of(path)) == "phantom_pictures" else SHIPPED_SIZE
-    stage = kind(layout, **arguments_of)
+    layout = {"phantom_pictures": PICTURES, "pieman": SERIES}.get(dataset_of(data_of(path)), SHIPPED_SIZE)
+    earlier = {
+        name: {"layout": layout, **content(file)["model"]["init_args"]} for name, file in earlier_of(path).items()
+    }
+    stage = kind(layout, **entry["init_args"] | earlier)
     parameters = list(stage.parameters())
     assert sum(parameter.numel() for parameter in parameters) > 0
     assert all(parameter.is_meta for parameter in parameters)
 
 
-@pytest.mark.parametrize("path", files("stage"), ids=named)
+@pytest.mark.parametrize("path", marked(files("stage")))
 def test_a_stage_runs_a_batch_of_everything(path: Path, formats: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = data_of(path)
+    for file in earlier_of(path).values():
+        words = [f"--config={CONFIGS}/trainer/cpu.yaml", f"--config={file}", f"--data={data}"]
+        main(["fit", *words, *TINY[dataset_of(data)], "--trainer.max_epochs=1"])
+    before = list(formats.rglob("*.ckpt"))
     words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={path}", f"--data={data}"]
     main(["fit", *words, *TINY[dataset_of(data)]])
-    assert not list(formats.rglob("*.ckpt")), "a smoke run writes nothing"
+    assert list(formats.rglob("*.ckpt")) == before, "a smoke run writes nothing"
 
 
 @pytest.mark.parametrize("path", files("stage"), ids=named)
@@ -181,7 +227,9 @@ def test_a_stage_states_a_command_that_make_knows(path: Path) -> None:
     for command in stated:
         printed = make(*command.split())
         assert f"-c configs/stage/{path.name}" in printed
-        assert printed.startswith(".venv/bin/neuroalign fit -c configs/trainer/cpu.yaml")
+        # what an earlier stage needs comes first, and scores last
+        [printed] = [line for line in printed.splitlines() if f"stage/{path.name}" in line and " fit " in line]
+        assert re.match(r"\.venv/bin/neuroalign fit -c configs/trainer/[cg]pu.yaml", printed)
         named_data = re.search(r"--data (\S+)", printed)
         assert named_data is not None
         assert (ROOT / named_data[1]).is_file()
@@ -206,12 +254,12 @@ def test_a_data_file_runs_with_tiny_data(path: Path, formats: Path, monkeypatch:
     commands: list[CLI] = []
     run = cli.run
     monkeypatch.setattr(cli, "run", lambda words: commands.append(run(words)))
-    stage = "clip" if dataset_of(path) == "phantom_pictures" else "ridge_direct"
+    stage = "clip" if dataset_of(path) == "phantom_pictures" else WITHOUT_PICTURES.get(path.stem, "ridge_direct")
     words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={CONFIGS}/stage/{stage}.yaml", f"--data={path}"]
     main(["fit", *words, *TINY[dataset_of(path)]])
     [command] = commands
     assert type(command.datamodule) is arguments.import_class(content(path)["class_path"])
-    if stage == "clip":
+    if stage != "ridge_direct":
         return
     assert bool(command.model.get_buffer("fitted"))
     layout = command.model.layout
@@ -223,7 +271,12 @@ def test_a_data_file_runs_with_tiny_data(path: Path, formats: Path, monkeypatch:
 def test_phantom_finds_the_small_clip_where_make_leaves_it(name: str, formats: Path, monkeypatch: Any) -> None:
     trainer = f"--config={CONFIGS}/trainer/cpu.yaml"
     clip = [f"--config={CONFIGS}/stage/clip.yaml", f"--data={CONFIGS}/data/phantom_pictures.yaml"]
-    words = [trainer, f"--config={CONFIGS}/stage/ridge_direct.yaml", f"--data={CONFIGS}/data/{name}.yaml", *TINY_PHANTOM]
+    words = [
+        trainer,
+        f"--config={CONFIGS}/stage/ridge_direct.yaml",
+        f"--data={CONFIGS}/data/{name}.yaml",
+        *TINY_PHANTOM,
+    ]
     with pytest.raises(SystemExit):
         main(["fit", *words])
     main(["fit", trainer, *clip, *TINY["phantom_pictures"], "--trainer.max_epochs=1"])

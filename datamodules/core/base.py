@@ -388,6 +388,9 @@ class BrainDataModule(DataModule):
         centres = self._class_centres(shown)
         if centres is not None:
             galleries["class_centres"] = centres
+            if self.embedding.model == "classes":
+                # stimuli of a class are one and the same there
+                galleries["test"] = centres
         if self.embedding.templates:
             galleries["text"] = self._texts(shown)
         ceilings = {s: c for s in self.subjects if (c := self._encoding_ceiling(s, split)) is not None}
@@ -414,8 +417,8 @@ class BrainDataModule(DataModule):
         classes = self.labels[shown].unique()
         if (classes == NO_LABEL).any():
             raise DataError(
-                f"embedding.templates need a class for every shown stimulus, {self.name} lacks some; remove "
-                "--data.init_args.embedding.templates"
+                f"embedding.templates need a class for every shown stimulus, {self.name} lacks some; set "
+                "--data.init_args.embedding.templates=[]"
             )
         _, raw = self._embedded
         texts = self._fit_target(raw).for_texts(TextBank(self.stores / "texts", self.embedding).embed(self.classes))

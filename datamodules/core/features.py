@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ class EmbeddingOptions:
         target: Fitted on the training stimuli: ``none``, ``unit``, ``center``, ``zscore``, ``pca(k)``,
             ``pca(k, whiten)``, or several joined by ``|``.
         templates: For ``open_clip`` and classes: sentences with ``{}`` in place of the class name, which make a
-            gallery of texts (``text``) for zero-shot classification; None for no such gallery.
+            gallery of texts (``text``) for zero-shot classification; empty for no such gallery.
         batch_size: Pictures per forward pass.
     """
 
@@ -59,7 +59,7 @@ class EmbeddingOptions:
     image_size: int = 32
     grey: bool = False
     target: str = "none"
-    templates: list[str] | None = None
+    templates: list[str] = field(default_factory=list)
     batch_size: int = 64
 
 

@@ -167,7 +167,7 @@ def prepare_subject(
         if len(rows):
             mean, std = _statistics(signal, rows)
             _check_features(subject, mean, std, options)
-        elif options.normalise == "none":
+        elif options.normalise == "none" or (options.normalise == "mindvis" and published == "all"):
             # a person who is only tested
             mean, std = np.zeros(kept.shape, np.float32), np.ones(kept.shape, np.float32)
         else:
@@ -289,10 +289,14 @@ class _Cleaning:
         names = trials["session"] if options.cleaning == "zscore_session" else trials["session"] + "/" + trials["run"]
         session = np.empty(len(raw), np.int64)
         index = trials["index"].to_numpy(np.int64)
-        fitted = []
-        for number, (name, rows) in enumerate(group_rows(names).items()):
-            session[index[rows]] = number
-            used = rows if options.cleaning_fit == "all" else rows[(split.to_numpy()[rows] == "train")]
+        fitted: list[tuple[Array, Array]] = []
+        sides = split.to_numpy()
+        for name, rows in group_rows(names).items():
+            mine = rows[sides[rows] != ""]
+            if not len(mine):
+                continue  # a session of which nothing is used
+            session[index[rows]] = len(fitted)
+            used = mine if options.cleaning_fit == "all" else mine[sides[mine] == "train"]
             if len(used) < 2:
                 raise DataError(
                     f"sub-{subject}: {options.cleaning.removeprefix('zscore_')} {name} has {len(used)} training "

@@ -188,6 +188,7 @@ def write_store(
                     )
                 signals[record.subject].append(record.signal)
                 trials.append(_trial_table(record))
+            del record  # one person at a time: nothing of this one while the next is read
     finally:
         for writer in signals.values():
             writer.close()

@@ -35,11 +35,11 @@ class TextBank:
     def __init__(self, folder: Path, options: EmbeddingOptions) -> None:
         self.folder = folder
         self.options = options
-        self.templates = list(options.templates or ())
+        self.templates = list(options.templates)
         if not options.model.startswith("open_clip:") or options.layer is not None:
             raise DataError(
                 f"only the embeddings of a whole open_clip model meet those of texts, found {options.model} with layer "
-                f"{options.layer}; remove --data.init_args.embedding.templates"
+                f"{options.layer}; set --data.init_args.embedding.templates=[]"
             )
         if not all("{}" in template for template in self.templates):
             raise DataError(f"embedding.templates must hold {{}} where the class name goes, found {self.templates}")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -55,6 +55,10 @@ class BrainTokens(nn.Module):
     @abstractmethod
     def reconstruct(self, tokens: Float[Tensor, "b l e"], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b n"]:
         """Return the numbers that the decoder's tokens stand for."""
+
+    def decoder_place(self, person: int) -> Float[Tensor, "l e"] | None:
+        """What tells the decoder where a token is, beside its position; None for nothing."""
+        return None
 
     @abstractmethod
     def token_of(self, person: int) -> Int64[Tensor, " n"]:
@@ -168,7 +172,7 @@ class PatchTokens(BrainTokens):
         patches = [-(-size // patch_size) for size in voxels.values()]
         if any(size < patch_size for size in voxels.values()):
             raise ContractError(f"patch_size={patch_size} is more than the {min(voxels.values())} voxels of a person")
-        self.rows = [torch.arange(count) for count in patches]
+        self.rows = [torch.from_numpy(np.arange(count)) for count in patches]
         self.voxels = list(voxels.values())
         self.numbers = [count * patch_size for count in patches]
         self.table = max(patches)
@@ -230,15 +234,17 @@ class RegionTimeTokens(BrainTokens):
         self.steps = volumes // patch_size
         self.patch_size = patch_size
         self.volumes = volumes
-        self.rows = [_rows_of_regions(own, names, self.steps) for own in rois.values()]
-        self.regions = [row[:: self.steps] // self.steps for row in self.rows]
+        # regions have no order, so positions are those in time
+        self.rows = [torch.from_numpy(np.tile(np.arange(self.steps), len(own))) for own in rois.values()]
+        self.regions = [_rows_of_regions(own, names, 1) for own in rois.values()]
         self.sizes = [list(own.values()) for own in rois.values()]
         self.numbers = [sum(sizes) * volumes for sizes in self.sizes]
-        self.table = len(names) * self.steps
+        self.table = self.steps
         self.region = nn.Parameter(torch.empty(len(names), width))
         self.decoder_region = nn.Parameter(torch.empty(len(names), decoder_width))
-        nn.init.normal_(self.region, std=0.02)
-        nn.init.normal_(self.decoder_region, std=0.02)
+        # as large as the tokens: attention must tell the regions apart before it can learn which of them matter
+        nn.init.normal_(self.region)
+        nn.init.normal_(self.decoder_region)
         sizes = dict(zip(rois, self.sizes, strict=True))
         self.inputs = SubjectLayers(sizes, lambda own: _RegionInput(own, patch_size, width))
         self.outputs = SubjectLayers(sizes, lambda own: _RegionOutput(own, patch_size, decoder_width))
@@ -260,10 +266,13 @@ class RegionTimeTokens(BrainTokens):
 
     def reconstruct(self, tokens: Float[Tensor, "b l e"], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b n"]:
         """Return the numbers voxel by voxel."""
-        region = self.decoder_region[self.regions[int(subject[0])].to(tokens.device)]
-        tokens = rearrange(tokens, "b (r s) e -> b r s e", s=self.steps) + region[:, None]
+        tokens = rearrange(tokens, "b (r s) e -> b r s e", s=self.steps)
         series: Tensor = self.outputs(tokens, subject)
         return rearrange(series, "b v s p -> b (v s p)")
+
+    def decoder_place(self, person: int) -> Float[Tensor, "l e"]:
+        """Return the embedding of each token's region."""
+        return self.decoder_region[self.regions[person].to(self.decoder_region.device)].repeat_interleave(self.steps, 0)
 
     def token_of(self, person: int) -> Tensor:
         """Return the token of each number."""
@@ -371,21 +380,23 @@ def _union(rois: Mapping[str, Rois]) -> list[str]:
 
 def _rows_of_regions(own: Rois, names: list[str], each: int) -> Tensor:
     """Rows of the table of positions of one person's regions, ``each`` a region."""
-    first = torch.tensor([names.index(name) * each for name in own])
-    return (first[:, None] + torch.arange(each)).flatten()
+    first = np.array([names.index(name) * each for name in own])
+    return torch.from_numpy((first[:, None] + np.arange(each)).ravel())
 
 
 def _places(sizes: list[int]) -> Tensor:
     """Where the voxels stand among regions that are padded to the largest."""
-    largest = max(sizes)
-    offset = torch.repeat_interleave(torch.arange(len(sizes)) * largest, torch.tensor(sizes))
-    starts = torch.repeat_interleave(torch.tensor([0, *accumulate(sizes)][:-1]), torch.tensor(sizes))
-    return offset + torch.arange(sum(sizes)) - starts
+    padded = np.arange(max(sizes)) < np.array(sizes)[:, None]
+    return torch.from_numpy(np.flatnonzero(padded))
 
 
 def _blocks(sizes: list[int], largest: int, patch_size: int, width: int) -> Tensor:
-    """Weights ``(R, largest * P, width)``, each region's drawn as those of a linear layer of its size."""
+    """Weights ``(R, largest * P, width)``, drawn as those of a linear layer; equal at first for regions of one size.
+
+    What attention learns about one region then holds for all from the beginning.
+    """
     weight = torch.zeros(len(sizes), largest * patch_size, width)
+    drawn = {size: nn.init.xavier_uniform_(torch.empty(size * patch_size, width)) for size in dict.fromkeys(sizes)}
     for region, size in zip(weight, sizes, strict=True):
-        nn.init.xavier_uniform_(region[: size * patch_size])
+        region[: size * patch_size] = drawn[size]
     return weight

@@ -58,6 +58,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_depth: Blocks of the decoder.
         decoder_num_heads: Attention heads of the decoder.
         mlp_ratio: Hidden width of all MLPs relative to the width.
+        alike: Whether attention begins between tokens that are alike (``_attend_to_alike``).
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_depth: int,
         decoder_num_heads: int,
         mlp_ratio: float,
+        alike: bool = False,
     ) -> None:
         super().__init__()
         self.tokens = tokens
@@ -90,6 +92,9 @@ class MaskedAutoencoder(nn.Module):
         self.apply(_initialise)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
+        if alike:
+            _attend_to_alike(self.encoder)
+            _attend_to_alike(self.decoder)
 
     def encode(
         self, numbers: Float[Tensor, "b n"], subject: Int64[Tensor, " b"], keep: Int64[Tensor, "b k"] | None = None
@@ -130,6 +135,8 @@ class MaskedAutoencoder(nn.Module):
             else:
                 tokens = tokens.scatter(1, repeat(keep, "b k -> b k e", e=seen.shape[2]), seen[:, 1:])
         tokens = tokens + self.get_buffer("decoder_positions")[1 + rows]
+        place = self.tokens.decoder_place(int(subject[0]))
+        tokens = tokens if place is None else tokens + place
         decoded = self.decoder(torch.cat([seen[:, :1], tokens], dim=1))[:, 1:]
         return self.tokens.reconstruct(decoded, subject)
 
@@ -179,6 +186,18 @@ def hidden_tokens(keep: Int64[Tensor, "b k"], length: int) -> Float[Tensor, "b l
 
 def _kept(length: int, mask_ratio: float) -> int:
     return max(1, min(length - 1, int(length * (1 - mask_ratio))))
+
+
+def _attend_to_alike(transformer: Transformer) -> None:
+    """Begin with keys equal to queries, so that tokens attend to those that are like them.
+
+    After Trockman & Kolter (2023), Mimetic initialization of self-attention layers. Among hundreds of regions,
+    attention that begins at random takes thousands of steps to find a region's own past.
+    """
+    for block in transformer.blocks:
+        query, key, _ = block.get_parameter("attn.qkv.weight").detach().chunk(3)
+        query.mul_(2)
+        key.copy_(query)
 
 
 def _initialise(module: nn.Module) -> None:

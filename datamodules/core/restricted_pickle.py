@@ -1,0 +1,152 @@
+"""Reader of ``img_dict.npy``: a pickled dict of pictures, read without running anything that it holds.
+
+The names of numpy's constructors in the pickle stand for inert records of ours, which keep shape and bytes; no
+function of numpy or Python is ever handed to the file. (numpy's own ``dtype`` would be enough for harm: its state
+may claim that bytes are object pointers.) Pictures are made from the bytes afterwards.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from contracts import DataError
+from datamodules.core.readers import existing
+
+ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+"""Where numpy 1 and numpy 2 keep ``_reconstruct``."""
+
+
+def load_image_dict(path: Path) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+    """Read a ``.npy`` file that holds one pickled dict, name -> RGB picture, as ``numpy.save`` writes it.
+
+    Returns:
+        Pictures by name, uint8 ``(H, W, 3)``, read-only views of the file's bytes, in the order of the file.
+
+    Raises:
+        DataError: Missing or truncated file, anything in it but a dict of text to uint8 pictures, a pickle that
+            wants to call anything but numpy's array constructors.
+    """
+    try:
+        with existing(path).open("rb") as stream:
+            shape, dtype = _read_header(stream)
+            if shape != () or dtype != np.dtype(object):
+                raise DataError(f"{path}: expected one pickled dict of pictures, found an array {dtype} {shape}")
+            content = _PictureUnpickler(stream).load()
+    except DataError:
+        raise
+    # a damaged or hostile pickle fails in any way: UnpicklingError, EOFError, TypeError, KeyError, MemoryError ...
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"cannot read {path} ({path.stat().st_size} bytes): {reason}. It is truncated, of another format, or "
+            "holds other pickled objects than numpy arrays, which are never executed; fetch the file again, or put "
+            "the pictures in its place as files"
+        ) from error
+    return _pictures(path, content)
+
+
+def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"version {version} of the .npy format is not used for pickles")
+    return shape, dtype
+
+
+class _Inert:
+    """Stands for one of numpy's constructors; without attributes, so that a pickle cannot change it."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("the state of a constructor cannot be set")
+
+
+class _Dtype:
+    """What is kept of a ``numpy.dtype``: its code, such as ``u1``."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order, fields and flags say nothing about single bytes."""
+
+
+class _Array:
+    """What is kept of a ``numpy.ndarray``."""
+
+    __slots__ = ("data", "dtype", "fortran", "shape")
+
+    def __init__(self) -> None:
+        self.shape: Any = None
+        self.dtype: Any = None
+        self.fortran: Any = None
+        self.data: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.shape, self.dtype, self.fortran, self.data = state
+
+
+class _NewDtype(_Inert):
+    __slots__ = ()
+
+    def __call__(self, code: object, *_: object) -> _Dtype:
+        return _Dtype(code)
+
+
+class _NewArray(_Inert):
+    __slots__ = ()
+
+    def __call__(self, *_: object) -> _Array:
+        return _Array()
+
+
+# the one written in Python: that in C fills a table as long as a damaged file says, until memory ends
+class _PictureUnpickler(pickle._Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "numpy" and name == "dtype":
+            return _NewDtype()
+        if module == "numpy" and name == "ndarray":
+            return _Inert()
+        if module in ARRAY_MODULES and name == "_reconstruct":
+            return _NewArray()
+        raise pickle.UnpicklingError(f"it wants {module}.{name}")
+
+
+def _pictures(path: Path, content: object) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+    # numpy.save wraps the dict into an object array of one element
+    if isinstance(content, _Array) and content.shape == () and type(content.data) is list and len(content.data) == 1:
+        content = content.data[0]
+    if type(content) is not dict:
+        kind = "an array" if isinstance(content, _Array) else f"a {type(content).__name__}"
+        raise DataError(f"{path}: expected a pickled dict of pictures, found {kind}")
+    pictures = {}
+    for name, array in content.items():
+        if type(name) is not str:
+            raise DataError(f"{path}: names of pictures must be text, found {type(name).__name__}")
+        pictures[name] = _picture(f"{path}: picture {name!r}", array)
+    return pictures
+
+
+def _picture(place: str, array: object) -> UInt8[np.ndarray, "h w 3"]:
+    if not isinstance(array, _Array):
+        raise DataError(f"{place}: expected uint8 (H, W, 3), found a {type(array).__name__}")
+    code = array.dtype.code if isinstance(array.dtype, _Dtype) else None
+    shape = array.shape if type(array.shape) is tuple else ()
+    regular = len(shape) == 3 and all(type(size) is int and size > 0 for size in shape) and shape[2] == 3
+    if code not in ("u1", "|u1") or not regular:
+        raise DataError(f"{place}: expected uint8 (H, W, 3), found {code} {shape}")
+    found = len(array.data) if type(array.data) is bytes else -1
+    if found != shape[0] * shape[1] * shape[2]:
+        raise DataError(f"{place}: expected {shape[0] * shape[1] * shape[2]} bytes, found {found}")
+    return np.frombuffer(array.data, np.uint8).reshape(shape, order="F" if array.fortran else "C")

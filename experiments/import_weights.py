@@ -92,7 +92,7 @@ def import_weights(
         to: Checkpoint to write, to be named as ``initialise_from`` of FmriMAE or ``fmri_mae`` of RidgeAlignment.
         num_heads: Attention heads of the encoder, which weights do not tell; if not given, those of the settings
             in the file, else 16 as published.
-        decoder_num_heads: Attention heads of the decoder; if not given, those of the encoder.
+        decoder_num_heads: Attention heads of the decoder; if not given, those of the settings, else of the encoder.
         subject: The person whose regions these are.
         rois: ``lea``: names of the regions, in their order; needed to use the checkpoint with a data set.
         voxels: ``mindvis``: voxels of the person; if not given, those of the whole patches.
@@ -112,15 +112,18 @@ def import_weights(
     if broken:
         raise DataError(f"{path}: {len(broken)} weights hold NaN or infinite values, the first is {broken[0]}")
     renamed = {ours: name for name in state if (ours := _our_name(name, source)) is not None}
-    missing = [name for name in _NEEDED[source] if name not in state]
+    regions = _count(state, r"(?:patch_embed\.layers|channel_mapper)\.(\d+)\.") if source == "lea" else 0
+    needed = *_NEEDED[source], *(f"patch_embed.layers.{number}.1.weight" for number in range(regions))
+    missing = [name for name in needed if name not in state]
     if missing:
         raise DataError(
             f"{path} is no {source} autoencoder: {len(renamed)} of {len(state)} names are known, and {missing[0]} is "
             f"missing; it holds {', '.join(list(state)[:6])} ..."
         )
     settings = getattr(content.get("config"), "__dict__", {}) if isinstance(content, dict) else {}
-    heads = num_heads or int(settings.get("num_heads", 16))
-    arguments = _sizes(state, source) | {"num_heads": heads, "decoder_num_heads": decoder_num_heads or heads}
+    heads = int(settings.get("num_heads", 16)) if num_heads is None else num_heads
+    decoder_heads = int(settings.get("decoder_num_heads", heads)) if decoder_num_heads is None else decoder_num_heads
+    arguments = _sizes(state, source) | {"num_heads": heads, "decoder_num_heads": decoder_heads}
     layout = _layout(path, state, source, subject=subject, rois=rois, voxels=voxels)
     _check_positions(path, state)
     model = FmriMAE(layout, **arguments)
@@ -137,7 +140,7 @@ def import_weights(
     for name in weights:
         if name not in renamed.values():
             print(f"  {name}: not part of the network, left out")
-    for name in mine.keys() - taken.keys():
+    for name in (name for name in mine if name not in taken):
         print(f"  {name}: not in the file, begins at random")
     model.autoencoder.load_state_dict(taken, strict=False)
     checkpoint = {
@@ -263,5 +266,6 @@ def _check_positions(path: Path, state: Mapping[str, Tensor]) -> None:
         if name in state:
             table = state[name][0]
             expected = sine_positions(len(table) - 1, table.shape[1])
-            if not torch.allclose(table.float(), expected, atol=1e-5):
+            # as exact as numbers of the file's type are
+            if not torch.allclose(table.float(), expected, atol=max(1e-5, 2 * torch.finfo(table.dtype).eps)):
                 raise DataError(f"{path}: {name} is not the fixed table of sines and cosines of the published networks")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -71,6 +71,8 @@ class FmriMAE(GradientStage):
             noise to some samples (the paper), ``drop`` zeroes some voxels of every sample (the code).
         augmentation_rate: Share of the samples (``noise``) or voxels (``drop``).
         noise: SD of the noise, in units of the normalised signal.
+        regions: ``roi``, ``region_time``: names by whose order regions are numbered; None for the order in which they
+            appear. A checkpoint holds its own, so that the people it is used with later may have others.
         relax: Train on the recordings of the test split, too, without what was seen; scores of this and every
             later stage are then marked as transductive.
         initialise_from: Checkpoint of an FmriMAE, trained or imported, whose weights are taken over where names
@@ -114,6 +116,7 @@ class FmriMAE(GradientStage):
         augmentation: Augmentation = "none",
         augmentation_rate: float = 0.25,
         noise: float = 0.1,
+        regions: list[str] | None = None,
         relax: bool = False,
         initialise_from: str | None = None,
         lr: float = 5e-5,
@@ -172,6 +175,14 @@ class FmriMAE(GradientStage):
             mlp_ratio=mlp_ratio,
             alike=tokens == "region_time",
         )
+        if regions is not None:
+            self._order_regions(regions)
+        fewest = min(len(rows) for rows in self.autoencoder.tokens.rows)
+        steps = getattr(self.autoencoder.tokens, "steps", 2)
+        if self.masking != "none" and min(fewest, steps) < 2:
+            raise ContractError(
+                f"nothing can be hidden of a single token or time step; lower --model.init_args.patch_size={patch_size}"
+            )
 
     def networks(self) -> Iterator[nn.Module]:
         """Encoder and decoder; the layers of regions depend on the person."""
@@ -299,9 +310,11 @@ class FmriMAE(GradientStage):
         losses: dict[str, LossOver] = {f"{split}/loss": self.loss_over}
         if self.masking != "none":
             losses[f"{split}/hidden_error"] = "hidden"
-        for name, over in losses.items() if real.any() else ():
+        for name, over in losses.items():
             error = self.reconstruction_loss(batch, over)[real]
-            self.log(name, error.mean(), on_epoch=True, batch_size=len(error), sync_dist=True, prog_bar=True)
+            # processes wait for each other here, also for one that has nothing but padding
+            mean = error.sum() / max(len(error), 1)
+            self.log(name, mean, on_epoch=True, batch_size=len(error), sync_dist=True, prog_bar=True)
 
     def _layer_of(self, subject: Tensor) -> Tensor:
         """Number of each person's layers: their own, or those of all."""
@@ -314,12 +327,38 @@ class FmriMAE(GradientStage):
         super().on_save_checkpoint(checkpoint)
         checkpoint["lineage"][-1]["transductive"] |= self.relax
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was made for other data, and number the regions as it does."""
+        super().on_load_checkpoint(checkpoint)
+        regions = checkpoint["hyper_parameters"].get("regions")
+        if regions is not None:
+            self._order_regions(regions)
+
+    def _order_regions(self, names: Sequence[str]) -> None:
+        self.autoencoder.order_regions(names)
+        self.hparams["regions"] = list(self.autoencoder.tokens.names)
+
     def _take_over(self, path: Path) -> None:
-        if not path.is_file():
-            raise ContractError(f"no checkpoint {path.absolute()}; change --model.init_args.initialise_from")
-        checkpoint = torch.load(path, map_location=self.device, weights_only=True)
-        theirs = _renamed_people(checkpoint["state_dict"], checkpoint["hyper_parameters"], self.hparams)
+        checkpoint = load_fmri_mae(path, "initialise_from")
+        arguments = checkpoint["hyper_parameters"]
+        for name in ("num_heads", "decoder_num_heads"):
+            if arguments[name] != self.hparams[name]:
+                raise ContractError(
+                    f"{path} has {name}={arguments[name]}, this run {self.hparams[name]}, and the same weights would "
+                    f"compute something else; give --model.init_args.{name} as it was trained with"
+                )
+        layout = arguments["layout"]
+        names = arguments.get("regions") or list(
+            dict.fromkeys(n for s in layout["subjects"] for n in layout["rois"][s])
+        )
+        if arguments["tokens"] == self.hparams["tokens"] != "patch":
+            self._order_regions(names)
+        theirs = _renamed_people(checkpoint["state_dict"], arguments, self.hparams)
         mine = self.state_dict()
+        for name in ("autoencoder.tokens.region", "autoencoder.tokens.decoder_region"):
+            if name in theirs and name in mine and theirs[name].shape[1:] == mine[name].shape[1:]:
+                # their regions are numbered first here
+                theirs[name] = torch.cat([theirs[name].to(self.device), mine[name][len(theirs[name]) :]])
         fits = {name: value for name, value in theirs.items() if name in mine and mine[name].shape == value.shape}
         trunk = [name for name in mine if name.startswith(("autoencoder.encoder.", "autoencoder.decoder."))]
         missing = [name for name in trunk if name not in fits]
@@ -331,6 +370,31 @@ class FmriMAE(GradientStage):
         self.load_state_dict(fits, strict=False)
         self.lineage = checkpoint["lineage"]
         rank_zero_info(f"{path}: took over {len(fits)} of {len(mine)} weights; the rest begins anew")
+
+
+def load_fmri_mae(path: Path, argument: str) -> dict[str, Any]:
+    """Read the checkpoint of an FmriMAE.
+
+    Args:
+        path: The checkpoint.
+        argument: The argument that names it, for messages.
+
+    Raises:
+        ContractError: Not there, damaged, or of another stage.
+    """
+    advice = f"change --model.init_args.{argument}"
+    if not path.is_file():
+        raise ContractError(f"no checkpoint {path.absolute()}; train that stage first on the same data, or {advice}")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        arguments = checkpoint["hyper_parameters"]
+    # torch reports damaged files with many types: UnpicklingError, RuntimeError, EOFError ...
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ContractError(f"{path} is damaged or no checkpoint ({reason}); {advice}") from error
+    if not {"tokens", "voxels", "num_heads", "layout"} <= set(arguments):
+        raise ContractError(f"{path} is the checkpoint of another stage than FmriMAE; {advice}")
+    return checkpoint
 
 
 def _renamed_people(
@@ -346,7 +410,7 @@ def _renamed_people(
     destinations: dict[int, list[int]] = {}
     for number, name in enumerate(rois[0]):
         if theirs["voxels"] == mine["voxels"] == "common":
-            destinations[number] = [0] * (number == 0)
+            destinations[number] = [0] * (number == 0 and rois[0][name] == next(iter(rois[1].values())))
         elif mine["voxels"] == "common":
             destinations[number] = []
         elif theirs["voxels"] == "common":
@@ -364,5 +428,5 @@ def _renamed_people(
 
 def _check_sizes(**sizes: tuple[int, int]) -> None:
     for name, (width, heads) in sizes.items():
-        if width % heads or width % 2:
+        if heads < 1 or width % heads or width % 2:
             raise ContractError(f"{name} must be even and a multiple of its attention heads, found {width} and {heads}")

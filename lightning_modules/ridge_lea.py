@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from contracts import PADDING, Batch, ContractError, Layout, Output, ScoreContext
-from lightning_modules.fmri_mae import FmriMAE
+from lightning_modules.fmri_mae import FmriMAE, load_fmri_mae
 from lightning_modules.networks.ridge import Form, RidgeSolution, choose_form, fold_of, predicted_memory
 from lightning_modules.networks.ridge_sums import HeldSamples, MatchedMoments, StreamedSums, rows_of_ranks
 from lightning_modules.stage import Stage
@@ -242,13 +242,7 @@ class RidgeAlignment(Stage):
             return None
         state = None
         if isinstance(source, str):
-            path = Path(source)
-            if not path.is_file():
-                raise ContractError(
-                    f"no checkpoint {path.absolute()}; train that stage first on the same data, people and name, or "
-                    "change --model.init_args.fmri_mae"
-                )
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = load_fmri_mae(Path(source), "fmri_mae")
             # the command line adds names of its own, which begin with an underscore
             arguments = {key: v for key, v in checkpoint["hyper_parameters"].items() if not key.startswith("_")}
             state = checkpoint["state_dict"]

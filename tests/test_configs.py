@@ -25,7 +25,7 @@ from tests.formats import bold5000, god, haxby2001, hcp, miyawaki2008, pieman, v
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-KINDS = ("stage", "data", "trainer", "logger")
+KINDS = ("stage", "data", "trainer", "logger", "sweep")
 ALL = sorted(path for pattern in ("*.yaml", "*.yml") for path in CONFIGS.rglob(pattern))
 NEEDS_A_GPU = {"gpu"}
 TINY_PHANTOM = (
@@ -320,6 +320,25 @@ def test_a_logger_file_names_a_logger(path: Path) -> None:
     assert "${" not in str(logger)
 
 
+# ---- sweeps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", files("sweep"), ids=named)
+def test_a_sweep_runs_its_first_and_last_values_on_tiny_data(path: Path, formats: Path) -> None:
+    loaded = content(path)
+    assert loaded["command"][0] == loaded["program"] == "neuroalign"
+    assert loaded["command"][-1] == "${args}"
+    words = [re.sub(r"\bconfigs/", f"{CONFIGS}/", word) for word in loaded["command"][1:-1]]
+    [data] = re.findall(r"--data=\[.*/(\S+)\.yaml\]", " ".join(words))
+    for place in (0, -1):
+        values = {name: entry["values"][place] for name, entry in loaded["parameters"].items()}
+        arguments_of = [f"--{name}={value}" for name, value in values.items()]
+        main([*words, *arguments_of, *TINY[data], "--fmri_mae.trainer.max_epochs=1"])
+        [config] = formats.glob("runs/*/*/fmri_mae/*/config_fit.yaml")
+        model = yaml.safe_load(config.read_text())["model"]["init_args"]
+        assert {f"fmri_mae.model.init_args.{key}": model[key] for key in ("heads",)} == values
+
+
 # ---- make ----------------------------------------------------------------------------------------
 
 
@@ -331,7 +350,7 @@ def make(*words: str) -> str:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("MAKEFLAGS", "MAKELEVEL", "DATA", "TRAINER", "ARGS", "RESUME", "OVERWRITE")
+        if name not in ("MAKEFLAGS", "MAKELEVEL", "DATA", "SUBJECT", "TRAINER", "ARGS", "RESUME", "OVERWRITE")
     }
     result = subprocess.run(
         ["make", "--no-print-directory", "-n", "-o", ".venv/.done", "-o", CLIP, *words],

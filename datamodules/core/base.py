@@ -337,6 +337,12 @@ class BrainDataModule(DataModule):
         numbers = self.trials["number"][self.trials["side"] == split].unique()
         return frozenset(self.store.stimuli["sha256"].iloc[numbers])
 
+    def batch_keys(self) -> frozenset[str]:
+        """Entries of a batch that the attached stage reads; without one, those that the data set has."""
+        if self.trainer is None and not self.targets.shape[1]:
+            return frozenset({"signal"})
+        return super().batch_keys()
+
     def dataset(self, split: str) -> SampleDataset:
         """Return the samples of ``train``, ``validation`` or ``test``; indexing with a tensor gives a batch."""
         self.check_split(split)

@@ -7,7 +7,7 @@ of every person's own; what does not is shared.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -34,11 +34,16 @@ class BrainTokens(nn.Module):
         rows: By person, the row of the table of positions of each token, ``(L,)``.
         numbers: By person, N.
         table: Number of rows of the table.
+        names: Names of all regions, in the order by which they are numbered; empty where that plays no part.
     """
 
     rows: list[Int64[Tensor, " l"]]
     numbers: list[int]
     table: int
+    names: list[str]
+
+    def order_regions(self, names: Sequence[str]) -> None:
+        """Number the regions of these names first, in this order: what is known about a region goes by its number."""
 
     @abstractmethod
     def flatten(self, signal: Float[Tensor, b * shape], person: int) -> Float[Tensor, "b n"]:
@@ -84,16 +89,22 @@ class RoiTokens(BrainTokens):
         self, rois: Mapping[str, Rois], *, heads: int, width: int, decoder_width: int, shared_output: bool
     ) -> None:
         super().__init__()
-        names = _union(rois)
-        self.rows = [_rows_of_regions(own, names, heads) for own in rois.values()]
+        self.rois = [dict(own) for own in rois.values()]
         self.sizes = [list(own.values()) for own in rois.values()]
         self.numbers = [sum(sizes) for sizes in self.sizes]
-        self.table = len(names) * heads
         self.heads = heads
+        self.names = []
+        self.order_regions(_union(rois))
         sizes = dict(zip(rois, self.sizes, strict=True))
         self.inputs = SubjectLayers(sizes, lambda own: _RoiInput(own, heads, width))
         self.outputs = SubjectLayers(sizes, lambda own: _RoiOutput(own, heads, decoder_width, mixed=not shared_output))
         self.mix = nn.Conv1d(heads, 1, 3, padding=1) if shared_output else None
+
+    def order_regions(self, names: Sequence[str]) -> None:
+        """Number the regions of these names first, in this order."""
+        self.names = list(dict.fromkeys([*names, *self.names]))
+        self.rows = [_rows_of_regions(own, self.names, self.heads) for own in self.rois]
+        self.table = len(self.names) * self.heads
 
     def flatten(self, signal: Tensor, person: int) -> Tensor:
         """Return ``(B, V)`` signals as they are."""
@@ -176,6 +187,7 @@ class PatchTokens(BrainTokens):
         self.voxels = list(voxels.values())
         self.numbers = [count * patch_size for count in patches]
         self.table = max(patches)
+        self.names = []
         self.patch_size = patch_size
         self.input = nn.Conv1d(1, width, patch_size, stride=patch_size)
         self.output = nn.Linear(decoder_width, patch_size)
@@ -230,24 +242,36 @@ class RegionTimeTokens(BrainTokens):
                 f"{volumes} volumes are no multiple of patch_size={patch_size}; change --model.init_args.patch_size or "
                 "the length of the segments"
             )
-        names = _union(rois)
+        self.names = _union(rois)
+        self.rois = [dict(own) for own in rois.values()]
         self.steps = volumes // patch_size
         self.patch_size = patch_size
         self.volumes = volumes
         # regions have no order, so positions are those in time
         self.rows = [torch.from_numpy(np.tile(np.arange(self.steps), len(own))) for own in rois.values()]
-        self.regions = [_rows_of_regions(own, names, 1) for own in rois.values()]
+        self.regions = [_rows_of_regions(own, self.names, 1) for own in self.rois]
         self.sizes = [list(own.values()) for own in rois.values()]
         self.numbers = [sum(sizes) * volumes for sizes in self.sizes]
         self.table = self.steps
-        self.region = nn.Parameter(torch.empty(len(names), width))
-        self.decoder_region = nn.Parameter(torch.empty(len(names), decoder_width))
+        self.region = nn.Parameter(torch.empty(len(self.names), width))
+        self.decoder_region = nn.Parameter(torch.empty(len(self.names), decoder_width))
         # as large as the tokens: attention must tell the regions apart before it can learn which of them matter
         nn.init.normal_(self.region)
         nn.init.normal_(self.decoder_region)
         sizes = dict(zip(rois, self.sizes, strict=True))
         self.inputs = SubjectLayers(sizes, lambda own: _RegionInput(own, patch_size, width))
         self.outputs = SubjectLayers(sizes, lambda own: _RegionOutput(own, patch_size, decoder_width))
+
+    def order_regions(self, names: Sequence[str]) -> None:
+        """Number the regions of these names first, in this order; embeddings go with their names."""
+        before, self.names = self.names, list(dict.fromkeys([*names, *self.names]))
+        self.regions = [_rows_of_regions(own, self.names, 1) for own in self.rois]
+        place = torch.tensor([self.names.index(name) for name in before])
+        for name in ("region", "decoder_region"):
+            old = self.get_parameter(name)
+            new = torch.empty(len(self.names), old.shape[1], device=old.device).normal_()
+            new[place.to(old.device)] = old.detach()
+            setattr(self, name, nn.Parameter(new))
 
     def flatten(self, signal: Float[Tensor, "b v t"], person: int) -> Float[Tensor, "b n"]:
         """Return the numbers voxel by voxel."""

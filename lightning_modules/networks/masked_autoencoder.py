@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -86,15 +87,24 @@ class MaskedAutoencoder(nn.Module):
         self.to_latent = nn.Linear(width, latent_width) if latent_width is not None else nn.Identity()
         self.from_latent = nn.Linear(latent_width or width, decoder_width)
         self.decoder = Transformer(decoder_width, depth=decoder_depth, num_heads=decoder_num_heads, mlp_ratio=mlp_ratio)
-        # computed, not learned, so checkpoints need not hold them
-        self.register_buffer("positions", sine_positions(tokens.table, width), persistent=False)
-        self.register_buffer("decoder_positions", sine_positions(tokens.table, decoder_width), persistent=False)
+        self._make_positions()
         self.apply(_initialise)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
         if alike:
             _attend_to_alike(self.encoder)
             _attend_to_alike(self.decoder)
+
+    def order_regions(self, names: Sequence[str]) -> None:
+        """Number the regions of these names first, as a checkpoint has them (``BrainTokens.order_regions``)."""
+        self.tokens.order_regions(names)
+        self._make_positions()
+
+    def _make_positions(self) -> None:
+        # computed, not learned, so checkpoints need not hold them
+        for name, width in (("positions", self.width), ("decoder_positions", self.from_latent.out_features)):
+            table = sine_positions(self.tokens.table, width)
+            self.register_buffer(name, table.to(self.cls_token.device), persistent=False)
 
     def encode(
         self, numbers: Float[Tensor, "b n"], subject: Int64[Tensor, " b"], keep: Int64[Tensor, "b k"] | None = None
@@ -160,7 +170,7 @@ def sine_positions(length: int, width: int) -> Float[Tensor, "rows d"]:
 
 def tokens_to_keep(noise: Float[Tensor, "b l"], mask_ratio: float) -> Int64[Tensor, "b k"]:
     """Choose the tokens of least noise, so that ``mask_ratio`` of them are hidden, as many in every sample."""
-    return noise.argsort(dim=1)[:, : _kept(noise.shape[1], mask_ratio)]
+    return noise.argsort(dim=1, stable=True)[:, : _kept(noise.shape[1], mask_ratio)]
 
 
 def segments_to_keep(start: Float[Tensor, "b r"], steps: int, mask_ratio: float) -> Int64[Tensor, "b k"]:
@@ -185,7 +195,8 @@ def hidden_tokens(keep: Int64[Tensor, "b k"], length: int) -> Float[Tensor, "b l
 
 
 def _kept(length: int, mask_ratio: float) -> int:
-    return max(1, min(length - 1, int(length * (1 - mask_ratio))))
+    # 10 * (1 - 0.8) is not quite 2
+    return max(1, min(length - 1, int(length * (1 - mask_ratio) + 1e-6)))
 
 
 def _attend_to_alike(transformer: Transformer) -> None:

@@ -22,7 +22,8 @@ def row_uniform(row: Int64[Tensor, " b"], n: int, *, seed: int, epoch: int, stre
         epoch: Epoch.
         stream: Which of several uses within a step.
     """
-    key = torch.full((), seed, dtype=torch.int64, device=row.device)
+    signed = (seed + 2**63) % 2**64 - 2**63
+    key = torch.full((), signed, dtype=torch.int64, device=row.device)
     for part in (torch.full_like(key, epoch), torch.full_like(key, stream), row[:, None]):
         key = _hash(key + part * _GOLDEN + _GOLDEN)
     bits = _hash(key + torch.arange(1, n + 1, device=row.device) * _GOLDEN)

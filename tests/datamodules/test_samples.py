@@ -1,6 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -349,3 +349,109 @@ def test_impossible_windows_are_refused(
     records = experiment({"01": (3, 30)} if kind is SensorRecording else {"01": (12,)})
     with pytest.raises(DataError, match=message):
         recording(tmp_path, records, options, kind=kind).layout  # noqa: B018
+
+
+# ---- trials that are left out, and published normalisation -------------------------------------------
+
+
+class Imagining(Recording):
+    """Some of the test trials were imagined."""
+
+    name = "imagining"
+    parts: ClassVar[tuple[str, ...]] = ("train", "test", "imagery")
+
+
+def imagined(records: list[Any], added: float = 0.0) -> list[Any]:
+    """Test trials of the first half of the pictures become imagery, and are moved."""
+    for position in range(sum(isinstance(record, Trials) for record in records)):
+        trials = [record for record in records if isinstance(record, Trials)][position]
+        other = [s == "test" and int(n[-3:]) < 14 for s, n in zip(trials.split, trials.stimulus, strict=True)]
+        split = ["imagery" if moved else part for moved, part in zip(other, trials.split, strict=True)]
+        signal = trials.signal + np.float32(added) * np.array(other, np.float32)[:, None]
+        records = change(records, Trials, position, split=split, signal=signal)
+    return records
+
+
+@pytest.mark.parametrize("fit", ["train", "all"])
+@pytest.mark.parametrize("cleaning", ["zscore_session", "zscore_run"])
+def test_trials_that_are_left_out_say_nothing(tmp_path: Path, cleaning: Any, fit: Any) -> None:
+    records = experiment({"01": (12,)}, train_repetitions=4)
+    options = SampleOptions(cleaning=cleaning, cleaning_fit=fit)
+    data = recording(tmp_path / "a", imagined(records), options, kind=Imagining)
+    moved = recording(tmp_path / "b", imagined(records, added=100), options, kind=Imagining)
+    for split in ("train", "validation", "test"):
+        np.testing.assert_array_equal(signals(data, split), signals(moved, split))
+    assert data.prepared["01"].stimulus["test"].min() >= 14
+    assert data.stimuli("test").isdisjoint(data.stimuli("train") | data.stimuli("validation"))
+    assert len(data.stimuli("test")) == 4
+    tested = SplitOptions(tested="imagery")
+    other = recording(tmp_path / "a", imagined(records), options, kind=Imagining, split=tested)
+    assert other.layout["protocol"] == "by_stimulus, tested on imagery"
+    assert other.stimuli("test").isdisjoint(data.stimuli("test"))
+    context = other.score_context("test")
+    assert context.galleries["test"].stimulus.max() < 14
+
+
+class Training(Recording):
+    name = "training"
+    published_normalisation = "training"
+
+
+class All(Recording):
+    name = "everything"
+    published_normalisation = "all"
+
+
+def published_reference(data: Recording, *, everything: bool) -> dict[str, tuple[float, float]]:
+    """Mean and SD of all numbers, by split."""
+    raw = np.asarray(data.store.signals("01"), np.float64)
+    kept = data.prepared["01"].kept.index
+    raw = raw if kept is None else raw[:, kept]
+    trials = data.trials[data.trials["subject"] == "01"]
+    if everything:
+        used = raw[trials["index"]]
+        return dict.fromkeys(("train", "validation", "test"), (used.mean(), used.std()))
+    samples = np.stack([raw[rows].mean(axis=0) for rows in data.prepared["01"].groups["train"]])
+    moments = samples.mean(), samples.std()
+    # the code normalises the test set by the moments of what is normalised already
+    return {"train": moments, "validation": moments, "test": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize("kind", [Training, All])
+@pytest.mark.parametrize("rois", [None, ["V2"]])
+@pytest.mark.parametrize("average", [1, 2])
+def test_normalisation_as_published(tmp_path: Path, kind: type[Recording], rois: Any, average: int) -> None:
+    records = experiment({"01": (12,)}, offset=3, train_repetitions=3)
+    options = SampleOptions(normalise="mindvis", rois=rois, average_train=average, average_test=2)
+    data = recording(tmp_path, records, options, kind=kind)
+    plain = recording(tmp_path, records, replace(options, normalise="none"), kind=kind)
+    for split, (mean, std) in published_reference(data, everything=kind is All).items():
+        np.testing.assert_allclose(signals(data, split), (signals(plain, split) - mean) / std, rtol=1e-4, atol=1e-5)
+    assert data.layout["transductive"] == (kind is All)
+    assert not plain.layout["transductive"]
+
+
+def test_normalisation_over_all_trials_leaves_out_what_is_not_used(tmp_path: Path) -> None:
+    kind = type("AllImagining", (Imagining,), {"published_normalisation": "all", "read": Imagining.read})
+    records = experiment({"01": (12,)})
+    options = SampleOptions(normalise="mindvis")
+    one, other = (
+        recording(tmp_path / str(added), imagined(records, added), options, kind=kind) for added in (0.0, 50.0)
+    )
+    np.testing.assert_array_equal(signals(one, "test"), signals(other, "test"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cleaning", "message"),
+    [
+        (Recording, "none", "published normalisation is 'none' and cleaning is none"),
+        (All, "zscore_session", "is 'all' and cleaning is zscore_session"),
+        (Training, "zscore_session", "is 'training' and cleaning is zscore_session"),
+    ],
+)
+def test_published_normalisation_is_refused_where_nobody_used_it(
+    tmp_path: Path, kind: type[Recording], cleaning: Any, message: str
+) -> None:
+    options = SampleOptions(normalise="mindvis", cleaning=cleaning)
+    with pytest.raises(DataError, match=f"mindvis is how MinD-Vis and LEA normalise.*{message}"):
+        recording(tmp_path, samples=options, kind=kind).prepared  # noqa: B018

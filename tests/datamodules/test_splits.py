@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -143,3 +145,93 @@ def test_by_class_needs_classes() -> None:
         split_trials(table(), CLASSES.replace("class 2", ""), SplitOptions(protocol="by_class", folds=2))
     with pytest.raises(DataError, match="there are only 1 different"):
         split_trials(table(), CLASSES.map(lambda _: "one"), SplitOptions(protocol="by_class", folds=2))
+
+
+# ---- runs, people and parts --------------------------------------------------------------------------
+
+
+def story(people: int = 6, runs: int = 4, stimuli: int = 8) -> pd.DataFrame:
+    """People who all meet the same stimuli in every run of two sessions, whose runs have the same names."""
+    each = [(f"{p:02d}", str(s), str(r), n) for p in range(people) for s in (1, 2) for r in range(runs)
+            for n in range(stimuli)]  # fmt: skip
+    trials = pd.DataFrame(each, columns=["subject", "session", "run", "number"])
+    trials["repetition"] = trials.groupby(["subject", "number"]).cumcount()
+    return trials.assign(split="train")
+
+
+def places(trials: pd.DataFrame, side: pd.Series[str], columns: list[str]) -> dict[str, set[object]]:
+    names = trials[columns].agg("/".join, axis=1)
+    return {name: set(names[side == name]) for name in ("train", "validation", "test")}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "columns", "number"), [("by_run", ["subject", "session", "run"], 48), ("by_subject", ["subject"], 6)]
+)
+@pytest.mark.parametrize("folds", [2, 6])
+def test_folds_of_runs_and_of_people(protocol: str, columns: list[str], number: int, folds: int) -> None:
+    trials = story()
+    tested: list[object] = []
+    for fold in range(folds):
+        options = SplitOptions(protocol=protocol, folds=folds, fold=fold, validation=0.34)  # type: ignore[arg-type]
+        side = split_trials(trials, CLASSES, options)
+        found = places(trials, side, columns)
+        assert sum(map(len, found.values())) == number, f"{protocol}: one stands on two sides"
+        training = number - len(found["test"])
+        assert len(found["validation"]) == round(0.34 * training) > 0
+        assert set(trials["number"][side == "train"]) == set(trials["number"][side == "test"]), "stimuli are met again"
+        tested += found["test"]
+    assert len(tested) == len(set(tested)) == number
+    assert number_of_folds(trials, SplitOptions(protocol=protocol, folds=folds)) == folds  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=rf"split\.folds={number + 1}, but there are only {number}"):
+        split_trials(trials, CLASSES, SplitOptions(protocol=protocol, folds=number + 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("column", ["run", "subject"])
+def test_own_division_of_runs_and_of_people(column: str) -> None:
+    trials = story()
+    last = trials[column].max()
+    trials["split"] = np.where(trials[column] == last, "test", "train")
+    protocol = "by_run" if column == "run" else "by_subject"
+    side = split_trials(trials, CLASSES, SplitOptions(protocol=protocol, validation=0.2))  # type: ignore[arg-type]
+    assert set(trials[column][side == "test"]) == {last}
+    assert last not in set(trials[column][side != "test"])
+    assert (side == "validation").any()
+    # the same stimuli on both sides are no stimuli of other pictures
+    with pytest.raises(DataError, match="train/test overlap: 8 stimulus entries"):
+        split_trials(trials, CLASSES, SplitOptions(validation=0.2))
+    trials.loc[trials.index[-1], "split"] = "train"
+    with pytest.raises(DataError, match=f"train/test overlap: 1 {column} entries"):
+        split_trials(trials, CLASSES, SplitOptions(protocol=protocol, validation=0.2))  # type: ignore[arg-type]
+
+
+def imagery() -> pd.DataFrame:
+    """What was imagined are the pictures of the test, four of which were seen, too."""
+    trials = table(stimuli=24, test=8)
+    trials.loc[trials["number"] >= 20, "split"] = "imagery"
+    return trials
+
+
+@pytest.mark.parametrize(("tested", "numbers"), [("test", range(16, 20)), ("imagery", range(20, 24))])
+@pytest.mark.parametrize("folds", [0, 4])
+def test_trials_of_another_part_are_on_no_side(tested: str, numbers: range, folds: int) -> None:
+    trials = imagery()
+    side = split_trials(trials, CLASSES, SplitOptions(tested=tested, folds=folds, validation=0.25))
+    left_out = trials["split"].isin({"test", "imagery"} - {tested})
+    assert ((side == "") == left_out).all()
+    assert side.index.equals(trials.index)
+    if not folds:
+        assert set(trials["number"][side == "test"]) == set(numbers)
+        assert set(trials["number"][side.isin(["train", "validation"])]) == set(range(16))
+        # left-out trials do not decide which stimuli are set aside
+        alone = split_trials(trials[~left_out], CLASSES, SplitOptions(tested=tested, validation=0.25))
+        assert alone.equals(side[~left_out])
+
+
+@pytest.mark.parametrize("folds", [0, 4])
+def test_an_unknown_part_names_those_there_are(folds: int) -> None:
+    trials = imagery()
+    counts = trials["split"].value_counts()
+    with pytest.raises(DataError, match=r"no test trials under by_stimulus \(tested: dreams\)") as raised:
+        split_trials(trials, CLASSES, SplitOptions(tested="dreams", folds=folds))
+    for name in ("train", "test", "imagery"):
+        assert f"{counts[name]} {name}" in str(raised.value)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from lightning import Callback, Trainer, seed_everything
 
+from contracts import Batch
 from datamodules import Record, SignalAxes, Stimuli, Trials
 from datamodules.core.loading import LoaderOptions
 from datamodules.core.splits import SplitOptions
 from lightning_modules import FmriMAE
 from tests.formats.recording import Recording
-from tests.lightning_modules.fitting import trainer
+from tests.lightning_modules.fitting import trainer, whole
 
 Rois = Mapping[str, Mapping[str, int]]
 PEOPLE: Rois = {"01": {"V1": 5, "V2": 7}, "02": {"V1": 3, "V2": 6}}
@@ -84,6 +85,12 @@ def brains(stores: Path, rois: Rois = PEOPLE, *, volumes: int = 0, batch_size: i
 def autoencoder(data: Recording, seed: int = 0, **options: Any) -> FmriMAE:
     seed_everything(seed, verbose=False)
     return FmriMAE(data.layout, **{**TINY, **options})
+
+
+def samples(data: Recording, person: int = 0, split: str = "test") -> Batch:
+    """All samples of one person as one batch, as an FmriMAE gets it."""
+    data.batch_keys = lambda: FmriMAE.batch_keys  # type: ignore[method-assign]
+    return whole(data, person, split)
 
 
 def fitted(

@@ -232,6 +232,22 @@ def test_weights_begin_as_published(kind: Kind) -> None:
         assert token.detach().std() == pytest.approx(0.02, rel=0.4)
 
 
+def test_attention_may_begin_between_tokens_that_are_alike() -> None:
+    torch.manual_seed(0)
+    tokens = RegionTimeTokens({"01": {"a": 3, "b": 3, "c": 2}}, volumes=4, patch_size=2, width=24, decoder_width=16)
+    options = {"latent": "tokens", "latent_width": None, "mlp_ratio": 1.0, **SIZES}
+    for alike in (True, False):
+        model = MaskedAutoencoder(tokens, **options, alike=alike)  # type: ignore[arg-type]
+        for block in (*model.encoder.blocks, *model.decoder.blocks):
+            query, key, value = block.attn.qkv.weight.chunk(3)
+            assert torch.equal(query, key) == alike
+            assert (query.std() > 1.5 * value.std()) == alike
+    # regions of one size begin with the same map, others with their own
+    weight = tokens.inputs.layers[0].weight
+    assert torch.equal(weight[0], weight[1])
+    assert not torch.equal(weight[0, :4], weight[2, :4])
+
+
 # ---- masks -----------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,229 @@
+"""How long does a training step of LEA's autoencoder take, against a plain implementation of the same network?
+
+``python -m experiments.benchmarks.fmri_mae_step`` measures one step (forward, backward, AdamW) at the published size
+and batch, each implementation in a process of its own, in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from contracts import Batch, Layout, UserError
+from lightning_modules import FmriMAE
+
+GOD_SUBJECT_2 = (757, 727, 603, 416, 372, 124, 576, 829)
+"""Voxels of V1, V2, V3, V4, FFA, PPA, LOC and the rest of HVC in GOD's second person."""
+
+Implementation = Literal["ours", "plain"]
+
+
+def fmri_mae_step(
+    batch_size: int = 8,
+    depth: int = 24,
+    width: int = 1024,
+    decoder_depth: int = 8,
+    decoder_width: int = 512,
+    num_heads: int = 16,
+    rounds: int = 3,
+    device: str = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    compile: bool = False,
+    implementation: Implementation | None = None,
+) -> None:
+    """Print seconds and peak memory of a step of each implementation, and their ratio.
+
+    Args:
+        batch_size: Samples of a step.
+        depth: Blocks of the encoder.
+        width: Width of the encoder.
+        decoder_depth: Blocks of the decoder.
+        decoder_width: Width of the decoder.
+        num_heads: Attention heads of both.
+        rounds: Measurements of each, in turns.
+        device: ``cpu`` or ``cuda``.
+        precision: Of ours; ``bfloat16`` is autocast. The plain one is always float32.
+        compile: Whether ours is compiled.
+        implementation: Measure only this one, in this process, and print plain numbers.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("rounds", "implementation")}
+    if implementation is not None:
+        print(json.dumps(_measure(implementation, **options)))
+        return
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
+    for _ in range(rounds):
+        for name, results in found.items():
+            words = [
+                f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in options.items()
+            ]
+            command = [sys.executable, "-m", __spec__.name, f"--implementation={name}", *words]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results.append(json.loads(printed.splitlines()[-1]))
+    weights = found["ours"][0]["weights"]
+    print(f"{weights / 1e6:.2f} million weights, batch {batch_size}, {device}, ours in {precision}, compile={compile}")
+    for name, results in found.items():
+        seconds = sorted(result["seconds"] for result in results)
+        memory = max(result["memory"] for result in results)
+        rate = statistics.median(result["flop"] / result["seconds"] for result in results)
+        print(
+            f"| {name} | {statistics.median(seconds):.3f} ({seconds[0]:.3f} .. {seconds[-1]:.3f}) | {memory:.2f} | "
+            f"{rate / 1e12:.3f} |"
+        )
+    ratios = [a["seconds"] / b["seconds"] for a, b in zip(found["ours"], found["plain"], strict=True)]
+    difference = abs(found["ours"][0]["loss"] / found["plain"][0]["loss"] - 1)
+    print(f"ours / plain: {statistics.median(ratios):.2f}; first losses differ by {difference:.1e}")
+
+
+def make_model(*, width: int, depth: int, decoder_width: int, decoder_depth: int, num_heads: int) -> FmriMAE:
+    """Return the network for one person with the regions of ``GOD_SUBJECT_2``, with the same weights on every call."""
+    rois = {f"region-{number}": size for number, size in enumerate(GOD_SUBJECT_2)}
+    layout: Layout = {  # type: ignore[typeddict-item]  # only what the stage reads
+        "modality": "fmri",
+        "subjects": ["02"],
+        "shape": {"02": [sum(GOD_SUBJECT_2)]},
+        "rois": {"02": rois},
+    }
+    torch.manual_seed(0)
+    return FmriMAE(
+        layout,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        decoder_width=decoder_width,
+        decoder_depth=decoder_depth,
+        decoder_num_heads=num_heads,
+    )
+
+
+def plain_loss(weight: dict[str, Tensor], signal: Tensor, *, num_heads: int) -> Tensor:
+    """The published network written out: regions and heads one after another, attention as a matrix.
+
+    Args:
+        weight: State of ``FmriMAE.autoencoder``.
+        signal: ``(B, V)``.
+        num_heads: Attention heads of both transformers.
+
+    Returns:
+        The mean squared error over all voxels.
+    """
+    regions = signal[:, None].split(GOD_SUBJECT_2, dim=2)
+    tokens = []
+    for number, region in enumerate(regions):
+        own = f"tokens.inputs.layers.0.{{}}.{number}."
+        convolved = F.conv1d(region, *_linear(weight, own.format("convolutions")), padding=1)
+        tokens.append(F.linear(convolved, *_linear(weight, own.format("projections"))))
+    x = torch.cat(tokens, dim=1) + weight["positions"][1:]
+    x = torch.cat([weight["cls_token"].expand(len(x), -1, -1), x], dim=1)
+    latent = F.linear(_transformer(weight, "encoder.", x, num_heads)[:, :1], *_linear(weight, "to_latent."))
+    seen = F.linear(latent, *_linear(weight, "from_latent."))
+    hidden = weight["mask_token"] + weight["decoder_positions"][1:]
+    x = torch.cat([seen, hidden.expand(len(x), -1, -1)], dim=1)
+    groups = _transformer(weight, "decoder.", x, num_heads)[:, 1:].chunk(len(GOD_SUBJECT_2), dim=1)
+    voxels = [
+        F.conv1d(
+            F.linear(group, *_linear(weight, f"tokens.outputs.layers.0.projections.{number}.")),
+            *_linear(weight, "tokens.mix."),
+            padding=1,
+        )[:, 0]
+        for number, group in enumerate(groups)
+    ]
+    return F.mse_loss(torch.cat(voxels, dim=1), signal)
+
+
+def _transformer(weight: dict[str, Tensor], name: str, x: Tensor, num_heads: int) -> Tensor:
+    depth = 1 + max(int(key.split(".")[2]) for key in weight if key.startswith(f"{name}blocks."))
+    width = x.shape[2] // num_heads
+    for number in range(depth):
+        block = f"{name}blocks.{number}."
+        normal = F.layer_norm(x, x.shape[2:], *_linear(weight, f"{block}norm1."))
+        query, key, value = F.linear(normal, *_linear(weight, f"{block}attn.qkv.")).chunk(3, dim=2)
+        heads = []
+        for head in range(num_heads):
+            part = slice(head * width, (head + 1) * width)
+            score = query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(width)
+            heads.append(score.softmax(dim=2) @ value[..., part])
+        x = x + F.linear(torch.cat(heads, dim=2), *_linear(weight, f"{block}attn.proj."))
+        normal = F.layer_norm(x, x.shape[2:], *_linear(weight, f"{block}norm2."))
+        x = x + F.linear(
+            F.gelu(F.linear(normal, *_linear(weight, f"{block}mlp.fc1."))), *_linear(weight, f"{block}mlp.fc2.")
+        )
+    return F.layer_norm(x, x.shape[2:], *_linear(weight, f"{name}norm."))
+
+
+def _linear(weight: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    return weight[f"{name.rstrip('.')}.weight"], weight[f"{name.rstrip('.')}.bias"]
+
+
+def _measure(
+    implementation: Implementation,
+    *,
+    batch_size: int,
+    device: str,
+    precision: str,
+    compile: bool,
+    num_heads: int,
+    **sizes: int,
+) -> dict[str, float]:
+    """Seconds, peak memory in GB and floating point operations of one step after a first one."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = make_model(num_heads=num_heads, **sizes).to(device)
+    row = torch.arange(batch_size)
+    signal = torch.randn(batch_size, sum(GOD_SUBJECT_2), generator=torch.Generator().manual_seed(1)).to(device)
+    batch = Batch(signal=signal, subject=torch.zeros_like(row), row=row.to(device))
+    network = model.autoencoder
+    weight = dict(network.named_parameters()) | dict(network.named_buffers())
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-5, betas=(0.9, 0.95), weight_decay=0.01)
+    if compile and implementation == "ours":
+        for part in model.networks():
+            part.compile()
+
+    def loss() -> Tensor:
+        if implementation == "plain":
+            return plain_loss(weight, signal, num_heads=num_heads)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            return model.reconstruction_loss(batch, "all").mean()
+
+    with FlopCounterMode(display=False) as counter:
+        first = _step(loss, optimiser)
+    finish: Callable[[], Any] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    finish()
+    started = time.perf_counter()
+    _step(loss, optimiser)
+    finish()
+    seconds = time.perf_counter() - started
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    flop = counter.get_total_flops()
+    return {"seconds": seconds, "memory": peak / 1e9, "loss": first, "weights": weights, "flop": flop}
+
+
+def _step(loss: Callable[[], Tensor], optimiser: torch.optim.Optimizer) -> float:
+    optimiser.zero_grad(set_to_none=True)
+    value = loss()
+    value.backward()
+    optimiser.step()
+    return value.item()
+
+
+if __name__ == "__main__":
+    try:
+        auto_cli(fmri_mae_step, as_positional=False)
+    except UserError as error:
+        raise SystemExit(f"{error}") from None

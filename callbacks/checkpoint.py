@@ -164,6 +164,9 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after the epoch, once callbacks and the stage are done with it."""
+        # the progress bar of the first process has just averaged the epoch's values over processes; all must take part
+        # before they meet anywhere else, such as in a checkpoint
+        trainer.callback_metrics  # noqa: B018  (the property does the work)
         if (trainer.current_epoch + 1) % self.every_epochs == 0:
             self._save(trainer, "last.ckpt")
 

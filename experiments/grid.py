@@ -102,6 +102,7 @@ def run_grid(
     rows: list[tuple[str, str, Score]] = []
     folders: list[Path] = []
     trained: set[Path] = set()
+    _refuse_idle_arguments(arguments, [Path(file) for file in stage])
     for data_source, stage_file, seed in itertools.product(data, stage, seeds):
         module = _datamodule(data_source, arguments)
         data_name, stage_name = name_of(data_source, type(module)), Path(stage_file).stem
@@ -153,26 +154,54 @@ def _cell(
     stage: Path, trainer: str, words: tuple[str, ...], arguments: Sequence[str], folder: Path, *, named: bool = True
 ) -> Cell:
     """The run of a stage file and the runs it is made from."""
-    model = yaml.safe_load(stage.read_text()).get("model", {})
-    earlier = []
-    for value in model.get("init_args", {}).values():
-        if isinstance(value, str) and value.startswith(EARLIER):
-            file = stage.with_name(f"{value.removeprefix(EARLIER)}.yaml")
-            if not file.is_file():
-                raise DataError(f"{stage} is made from {value}, but there is no {file}; name a checkpoint instead")
-            place = folder.parents[1] / file.stem / folder.name
-            earlier.append(_cell(file, trainer, words, arguments, place, named=False))
+    earlier = [
+        _cell(file, trainer, words, arguments, folder.parents[1] / file.stem / folder.name, named=False)
+        for file in _earlier(stage)
+    ]
     own = _own_arguments(arguments, stage, named=named)
     return Cell((f"--config={trainer}", f"--config={stage}", *words, *own), folder, tuple(earlier))
 
 
+def _stages_beside(stage: Path) -> set[str]:
+    return {file.stem for file in stage.parent.glob("*.yaml")}
+
+
+def _refuse_idle_arguments(arguments: Sequence[str], stages: Sequence[Path]) -> None:
+    """Refuse an argument of a stage that this grid does not train.
+
+    Raises:
+        DataError: There is one.
+    """
+    trained = {name for stage in stages for name in (stage.stem, *(file.stem for file in _earlier(stage)))}
+    for word in arguments:
+        receiver = word.removeprefix("--").partition(".")[0]
+        if any(receiver in _stages_beside(stage) for stage in stages) and receiver not in trained:
+            raise DataError(f"{word} is for the stage {receiver}, but this grid trains {', '.join(sorted(trained))}")
+
+
+def _earlier(stage: Path) -> list[Path]:
+    """Files of the stages that a stage is made from.
+
+    Raises:
+        DataError: One of them is not there.
+    """
+    files = []
+    for value in yaml.safe_load(stage.read_text()).get("model", {}).get("init_args", {}).values():
+        if isinstance(value, str) and value.startswith(EARLIER):
+            file = stage.with_name(f"{value.removeprefix(EARLIER)}.yaml")
+            if not file.is_file():
+                raise DataError(f"{stage} is made from {value}, but there is no {file}; name a checkpoint instead")
+            files.append(file)
+    return files
+
+
 def _own_arguments(arguments: Sequence[str], stage: Path, *, named: bool) -> list[str]:
     """Those arguments that are for a stage; what no stage is named by goes to all, so that a typo is refused."""
-    others = {file.stem for file in stage.parent.glob("*.yaml")} - {stage.stem}
+    others = _stages_beside(stage) - {stage.stem}
     own: list[str] = []
     mine = True
     for word in arguments:
-        if word.startswith("-"):
+        if word.startswith("--") or word == "-c":
             receiver = word.removeprefix("--").partition(".")[0]
             mine = receiver not in others and (named or receiver != "model")
             word = word.replace(f"--{stage.stem}.", "--", 1)

@@ -358,7 +358,7 @@ class RidgeAlignment(Stage):
                     f"moment_matching=test needs at least 2 samples of sub-{self.layout['subjects'][person]}, found "
                     f"{len(predicted)}; set --model.init_args.moment_matching=train"
                 )
-            self._matched(direction, person).set_predicted(predicted)
+            self._matched(direction, person).take_split(predicted)
 
     def score_context(self, context: ScoreContext) -> ScoreContext:
         """Mark the scores where the moments of the tested split took part."""

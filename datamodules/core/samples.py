@@ -187,7 +187,7 @@ def prepare_subject(
         normal = {name: (mean, std) for name in SPLIT_NAMES}
     elif options.normalise == "none":
         normal = dict.fromkeys(SPLIT_NAMES, (zero, one))
-    elif published == "training":
+    elif published == "training" and options.cleaning == "none":
         # the published code takes the test set's statistics from the training set after normalising that one
         normal = dict.fromkeys(("train", "validation"), _scalar(mean, std)) | {"test": (zero, one)}
     elif published == "all" and options.cleaning == "none":

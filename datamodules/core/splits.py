@@ -68,6 +68,11 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
         raise DataError(f"split.fold must be 0..{folds - 1} under {options.protocol}, found {options.fold}")
     if not 0 <= options.validation < 1:
         raise DataError(f"split.validation is a share of the training stimuli, 0 <= v < 1, found {options.validation}")
+    if options.tested != "test" and options.tested not in set(trials["split"]):
+        raise DataError(
+            f"no test trials under {options.protocol} (tested: {options.tested}): the data set marks "
+            f"{', '.join(sorted(set(trials['split'])))}; change --data.init_args.split.tested"
+        )
     used = trials["split"].isin(["train", options.tested])
     unit = _unit(trials, classes, options)
     if options.protocol == "by_class" and (unit[used] == "").any():

@@ -42,22 +42,25 @@ class MatchedMoments(nn.Module):
             self.register_buffer(name, torch.zeros(size))
         for name in ("predicted_std", "target_std"):
             self.register_buffer(name, torch.ones(size))
+        # those of a split take part while it is predicted, and in no checkpoint
+        self.of_split: tuple[Tensor, Tensor] | None = None
 
     def copy_(self, moments: Moments) -> None:
         """Take over the moments of a fit."""
         for name, value in vars(moments).items():
             self.get_buffer(name).copy_(value)
 
-    def set_predicted(self, predicted: Tensor) -> None:
-        """Take the moments of some predictions ``(n, Q)``."""
-        self.get_buffer("predicted_mean").copy_(predicted.mean(dim=0))
-        self.get_buffer("predicted_std").copy_(predicted.std(dim=0, correction=0))
+    def take_split(self, predicted: Tensor) -> None:
+        """Use the moments of all predictions ``(n, Q)`` of a split from now on."""
+        mean, std = _mean_and_std(predicted)
+        self.of_split = mean.to(self.get_buffer("target_mean")), std.to(self.get_buffer("target_std"))
 
     def forward(self, predicted: Tensor) -> Tensor:
         """Match predictions ``(n, Q)``; what does not vary becomes the mean of its target."""
-        std = self.get_buffer("predicted_std")
+        fitted = self.get_buffer("predicted_mean"), self.get_buffer("predicted_std")
+        mean, std = fitted if self.of_split is None else self.of_split
         factor = torch.where(std > 0, self.get_buffer("target_std") / std, 0)
-        return (predicted - self.get_buffer("predicted_mean")) * factor + self.get_buffer("target_mean")
+        return (predicted - mean) * factor + self.get_buffer("target_mean")
 
 
 class StreamedSums:

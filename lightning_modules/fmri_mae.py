@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from contracts import PADDING, Batch, ContractError, Layout, Output
 from lightning_modules.networks.brain_tokens import Kind, make_tokens
+from lightning_modules.networks.fmri_checkpoint import load_fmri_mae, renamed_people
 from lightning_modules.networks.masked_autoencoder import (
     MaskedAutoencoder,
     hidden_tokens,
@@ -353,7 +354,7 @@ class FmriMAE(GradientStage):
         )
         if arguments["tokens"] == self.hparams["tokens"] != "patch":
             self._order_regions(names)
-        theirs = _renamed_people(checkpoint["state_dict"], arguments, self.hparams)
+        theirs = renamed_people(checkpoint["state_dict"], arguments, self.hparams)
         mine = self.state_dict()
         for name in ("autoencoder.tokens.region", "autoencoder.tokens.decoder_region"):
             if name in theirs and name in mine and theirs[name].shape[1:] == mine[name].shape[1:]:
@@ -370,60 +371,6 @@ class FmriMAE(GradientStage):
         self.load_state_dict(fits, strict=False)
         self.lineage = checkpoint["lineage"]
         rank_zero_info(f"{path}: took over {len(fits)} of {len(mine)} weights; the rest begins anew")
-
-
-def load_fmri_mae(path: Path, argument: str) -> dict[str, Any]:
-    """Read the checkpoint of an FmriMAE.
-
-    Args:
-        path: The checkpoint.
-        argument: The argument that names it, for messages.
-
-    Raises:
-        ContractError: Not there, damaged, or of another stage.
-    """
-    advice = f"change --model.init_args.{argument}"
-    if not path.is_file():
-        raise ContractError(f"no checkpoint {path.absolute()}; train that stage first on the same data, or {advice}")
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        arguments = checkpoint["hyper_parameters"]
-    # torch reports damaged files with many types: UnpicklingError, RuntimeError, EOFError ...
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ContractError(f"{path} is damaged or no checkpoint ({reason}); {advice}") from error
-    if not {"tokens", "voxels", "num_heads", "layout"} <= set(arguments):
-        raise ContractError(f"{path} is the checkpoint of another stage than FmriMAE; {advice}")
-    return checkpoint
-
-
-def _renamed_people(
-    state: Mapping[str, Tensor], theirs: Mapping[str, Any], mine: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """Weights of a checkpoint under the numbers that its people have here.
-
-    The layers of a person who is not here, or has other regions here, are left out; those that all people there
-    have in common become everyone's.
-    """
-    layouts = theirs["layout"], mine["layout"]
-    rois = [{subject: list(layout["rois"][subject].items()) for subject in layout["subjects"]} for layout in layouts]
-    destinations: dict[int, list[int]] = {}
-    for number, name in enumerate(rois[0]):
-        if theirs["voxels"] == mine["voxels"] == "common":
-            destinations[number] = [0] * (number == 0 and rois[0][name] == next(iter(rois[1].values())))
-        elif mine["voxels"] == "common":
-            destinations[number] = []
-        elif theirs["voxels"] == "common":
-            destinations[number] = [place for place, own in enumerate(rois[1].values()) if own == rois[0][name]]
-        else:
-            destinations[number] = [list(rois[1]).index(name)] if rois[1].get(name) == rois[0][name] else []
-    renamed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        before, layers, after = name.partition(".layers.")
-        here, _, rest = after.partition(".")
-        places = [f"{before}{layers}{place}.{rest}" for place in destinations[int(here)]] if layers else [name]
-        renamed |= dict.fromkeys(places, value)
-    return renamed
 
 
 def _check_sizes(**sizes: tuple[int, int]) -> None:

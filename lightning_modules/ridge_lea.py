@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from contracts import PADDING, Batch, ContractError, Layout, Output, ScoreContext
-from lightning_modules.fmri_mae import FmriMAE, load_fmri_mae
+from lightning_modules.fmri_mae import FmriMAE
+from lightning_modules.networks.fmri_checkpoint import load_fmri_mae
 from lightning_modules.networks.ridge import Form, RidgeSolution, choose_form, fold_of, predicted_memory
 from lightning_modules.networks.ridge_sums import HeldSamples, MatchedMoments, StreamedSums, rows_of_ranks
 from lightning_modules.stage import Stage

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from contracts import ContractError, Layout
 from lightning_modules.networks.encoders import SubjectLayers
+from lightning_modules.networks.region_layers import RegionInput, RegionOutput
 
 Kind = Literal["roi", "patch", "region_time"]
 Rois = Mapping[str, int]
@@ -259,8 +260,8 @@ class RegionTimeTokens(BrainTokens):
         nn.init.normal_(self.region)
         nn.init.normal_(self.decoder_region)
         sizes = dict(zip(rois, self.sizes, strict=True))
-        self.inputs = SubjectLayers(sizes, lambda own: _RegionInput(own, patch_size, width))
-        self.outputs = SubjectLayers(sizes, lambda own: _RegionOutput(own, patch_size, decoder_width))
+        self.inputs = SubjectLayers(sizes, lambda own: RegionInput(own, patch_size, width))
+        self.outputs = SubjectLayers(sizes, lambda own: RegionOutput(own, patch_size, decoder_width))
 
     def order_regions(self, names: Sequence[str]) -> None:
         """Number the regions of these names first, in this order; embeddings go with their names."""
@@ -303,40 +304,6 @@ class RegionTimeTokens(BrainTokens):
         region = torch.repeat_interleave(torch.arange(len(self.sizes[person])), torch.tensor(self.sizes[person]))
         step = torch.arange(self.volumes) // self.patch_size
         return (region[:, None] * self.steps + step).flatten()
-
-
-class _RegionInput(nn.Module):
-    """One linear map a region, ``(B, V, S, P) -> (B, R, S, D)``."""
-
-    def __init__(self, sizes: list[int], patch_size: int, width: int) -> None:
-        super().__init__()
-        self.place, largest = _places(sizes), max(sizes)
-        self.weight = nn.Parameter(_blocks(sizes, largest, patch_size, width))
-        self.bias = nn.Parameter(torch.zeros(len(sizes), width))
-        self.shape = (len(sizes), largest)
-
-    def forward(self, signal: Float[Tensor, "b v s p"]) -> Float[Tensor, "b r s d"]:
-        regions, largest = self.shape
-        padded = signal.new_zeros(len(signal), regions * largest, *signal.shape[2:])
-        padded = padded.index_copy(1, self.place.to(signal.device), signal)
-        padded = rearrange(padded, "b (r v) s p -> b r s (v p)", r=regions)
-        return torch.einsum("brsi,rio->brso", padded, self.weight) + self.bias[:, None]
-
-
-class _RegionOutput(nn.Module):
-    """One linear map a region, ``(B, R, S, E) -> (B, V, S, P)``."""
-
-    def __init__(self, sizes: list[int], patch_size: int, width: int) -> None:
-        super().__init__()
-        self.place, largest = _places(sizes), max(sizes)
-        self.weight = nn.Parameter(_blocks(sizes, largest, patch_size, width).transpose(1, 2).contiguous())
-        self.bias = nn.Parameter(torch.zeros(len(sizes), largest * patch_size))
-        self.patch_size = patch_size
-
-    def forward(self, tokens: Float[Tensor, "b r s e"]) -> Float[Tensor, "b v s p"]:
-        padded = torch.einsum("brse,reo->brso", tokens, self.weight) + self.bias[:, None]
-        padded = rearrange(padded, "b r s (v p) -> b (r v) s p", p=self.patch_size)
-        return padded.index_select(1, self.place.to(tokens.device))
 
 
 def make_tokens(
@@ -406,21 +373,3 @@ def _rows_of_regions(own: Rois, names: list[str], each: int) -> Tensor:
     """Rows of the table of positions of one person's regions, ``each`` a region."""
     first = np.array([names.index(name) * each for name in own])
     return torch.from_numpy((first[:, None] + np.arange(each)).ravel())
-
-
-def _places(sizes: list[int]) -> Tensor:
-    """Where the voxels stand among regions that are padded to the largest."""
-    padded = np.arange(max(sizes)) < np.array(sizes)[:, None]
-    return torch.from_numpy(np.flatnonzero(padded))
-
-
-def _blocks(sizes: list[int], largest: int, patch_size: int, width: int) -> Tensor:
-    """Weights ``(R, largest * P, width)``, drawn as those of a linear layer; equal at first for regions of one size.
-
-    What attention learns about one region then holds for all from the beginning.
-    """
-    weight = torch.zeros(len(sizes), largest * patch_size, width)
-    drawn = {size: nn.init.xavier_uniform_(torch.empty(size * patch_size, width)) for size in dict.fromkeys(sizes)}
-    for region, size in zip(weight, sizes, strict=True):
-        region[: size * patch_size] = drawn[size]
-    return weight

@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
+from contracts import DataError
 from experiments.benchmarks.data_path import data_path, measure, open_generated
+from experiments.benchmarks.fmri_mae_step import GOD_SUBJECT_2, fmri_mae_step, make_model, plain_loss
+from experiments.benchmarks.masked_segments import masked_segments
+from experiments.cli import main
+from tests.experiments.launching import CONFIGS
+from tests.formats import pieman
+
+SMALL = {"width": 32, "depth": 2, "decoder_width": 16, "decoder_depth": 1, "num_heads": 2}
 
 
 def test_data_path_measures_first_batch_and_throughput(tmp_path: Path, capfd) -> None:
@@ -25,3 +36,43 @@ def test_the_bare_loop_gives_what_the_loader_gives(tmp_path: Path) -> None:
     bare = stored.index_select(0, dataset.source[batch["row"]]).sub(mean).mul(scale)
     assert (batch["signal"] == bare).all()
     assert callable(measure)
+
+
+def test_the_plain_network_is_ours() -> None:
+    model = make_model(**SMALL)
+    signal = torch.randn(3, sum(GOD_SUBJECT_2))
+    batch = {"signal": signal, "subject": torch.zeros(3, dtype=torch.int64), "row": torch.arange(3)}
+    network = model.autoencoder
+    weight = dict(network.named_parameters()) | dict(network.named_buffers())
+    ours = model.reconstruction_loss(batch, "all").mean()
+    torch.testing.assert_close(plain_loss(weight, signal, num_heads=2), ours)
+
+
+def test_a_step_is_measured_for_both(capfd: pytest.CaptureFixture[str]) -> None:
+    fmri_mae_step(**SMALL, batch_size=2, rounds=1)
+    printed = capfd.readouterr().out
+    assert re.search(r"^\| ours \| \d", printed, re.MULTILINE)
+    assert re.search(r"^\| plain \| \d", printed, re.MULTILINE)
+    assert re.search(
+        r"^ours / plain: \d+\.\d\d; first losses differ by [0-9.]+e-\d+$|by 0\.0e\+00$", printed, re.MULTILINE
+    )
+
+
+def test_hidden_segments_are_compared_under_the_same_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEUROALIGN_SHARED", str(tmp_path / "raw"))
+    pieman.write(tmp_path / "raw" / "htfa_timeseries", people=12)
+    words = [f"--config={CONFIGS}/trainer/cpu.yaml", f"--config={CONFIGS}/stage/fmri_mae_timeseries.yaml"]
+    main(["fit", *words, f"--data={CONFIGS}/data/pieman.yaml", "--trainer.max_epochs=1"])
+    capfd.readouterr()
+    masked_segments("runs/pieman/all/fmri_mae_timeseries/default")
+    errors = {
+        name: float(error)
+        for name, error in re.findall(r"^\| (.+) \| ([\d.]+) \|$", capfd.readouterr().out, re.MULTILINE)
+    }
+    assert errors["autoregression of the region"] < errors["zero (mean of the run)"]
+    assert 0 < errors["FmriMAE"] < 3
+    with pytest.raises(DataError, match="holds no finished run"):
+        masked_segments("runs/other")

@@ -1,0 +1,71 @@
+"""Checkpoints of FmriMAE that another run or stage takes up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contracts import ContractError
+
+
+def load_fmri_mae(path: Path, argument: str) -> dict[str, Any]:
+    """Read the checkpoint of an FmriMAE.
+
+    Args:
+        path: The checkpoint.
+        argument: The argument that names it, for messages.
+
+    Raises:
+        ContractError: Not there, damaged, or of another stage.
+    """
+    advice = f"change --model.init_args.{argument}"
+    if not path.is_file():
+        raise ContractError(f"no checkpoint {path.absolute()}; train that stage first on the same data, or {advice}")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        arguments = checkpoint["hyper_parameters"]
+    # torch reports damaged files with many types: UnpicklingError, RuntimeError, EOFError ...
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ContractError(f"{path} is damaged or no checkpoint ({reason}); {advice}") from error
+    if not {"tokens", "voxels", "num_heads", "layout"} <= set(arguments):
+        raise ContractError(f"{path} is the checkpoint of another stage than FmriMAE; {advice}")
+    return checkpoint
+
+
+def renamed_people(
+    state: Mapping[str, Tensor], theirs: Mapping[str, Any], mine: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return weights of a checkpoint under the numbers that its people have here.
+
+    The layers of a person who is not here, or has other regions here, are left out; those that all people there
+    have in common become everyone's.
+
+    Args:
+        state: Weights of the checkpoint.
+        theirs: Arguments of the FmriMAE that was saved.
+        mine: Arguments of the FmriMAE that takes them over.
+    """
+    layouts = theirs["layout"], mine["layout"]
+    rois = [{subject: list(layout["rois"][subject].items()) for subject in layout["subjects"]} for layout in layouts]
+    destinations: dict[int, list[int]] = {}
+    for number, name in enumerate(rois[0]):
+        if theirs["voxels"] == mine["voxels"] == "common":
+            destinations[number] = [0] * (number == 0 and rois[0][name] == next(iter(rois[1].values())))
+        elif mine["voxels"] == "common":
+            destinations[number] = []
+        elif theirs["voxels"] == "common":
+            destinations[number] = [place for place, own in enumerate(rois[1].values()) if own == rois[0][name]]
+        else:
+            destinations[number] = [list(rois[1]).index(name)] if rois[1].get(name) == rois[0][name] else []
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        before, layers, after = name.partition(".layers.")
+        here, _, rest = after.partition(".")
+        places = [f"{before}{layers}{place}.{rest}" for place in destinations[int(here)]] if layers else [name]
+        renamed |= dict.fromkeys(places, value)
+    return renamed

@@ -152,6 +152,7 @@ class FmriMAE(GradientStage):
         self.noise = noise
         self.relax = relax
         self.initialise_from = initialise_from
+        self._errors: dict[str, Tensor] = {}
         self.common = voxels == "common"
         code = tokens == "roi" and variant == "code"
         self.autoencoder = MaskedAutoencoder(
@@ -249,13 +250,13 @@ class FmriMAE(GradientStage):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Log the loss, under masks that are the same in every epoch, and return the output of a batch."""
-        self._log_loss("validation", batch)
+        """Add to the loss, under masks that are the same in every epoch, and return the output of a batch."""
+        self._add_errors("validation", batch)
         return super().validation_step(batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Output:
-        """Log the loss, under the masks of ``validation_step``, and return the output of a batch."""
-        self._log_loss("test", batch)
+        """Add to the loss, under the masks of ``validation_step``, and return the output of a batch."""
+        self._add_errors("test", batch)
         return super().test_step(batch, batch_idx)
 
     def reconstruction_loss(
@@ -306,16 +307,30 @@ class FmriMAE(GradientStage):
             return numbers * (row_uniform(row, size, seed=seed, epoch=epoch, stream=_DROP) >= self.augmentation_rate)
         return numbers
 
-    def _log_loss(self, split: str, batch: Batch) -> None:
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss over all validation samples, whatever the batches and processes."""
+        self._log_errors()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the loss over all test samples, whatever the batches and processes."""
+        self._log_errors()
+
+    def _add_errors(self, split: str, batch: Batch) -> None:
         real = batch["row"] != PADDING
         losses: dict[str, LossOver] = {f"{split}/loss": self.loss_over}
         if self.masking != "none":
             losses[f"{split}/hidden_error"] = "hidden"
         for name, over in losses.items():
-            error = self.reconstruction_loss(batch, over)[real]
-            # processes wait for each other here, also for one that has nothing but padding
-            mean = error.sum() / max(len(error), 1)
-            self.log(name, mean, on_epoch=True, batch_size=len(error), sync_dist=True, prog_bar=True)
+            error = self.reconstruction_loss(batch, over)[real].double()
+            self._errors[name] = self._errors.get(name, 0) + torch.stack([error.sum(), real.sum().double()])
+
+    def _log_errors(self) -> None:
+        # Lightning averages numbers of samples over processes as integers, so they are added up here
+        for name, own in self._errors.items():
+            total, count = self.trainer.strategy.reduce(own, reduce_op="sum")
+            # every process has the same value
+            self.log(name, (total / count).float(), sync_dist=True, prog_bar=True)
+        self._errors = {}
 
     def _layer_of(self, subject: Tensor) -> Tensor:
         """Number of each person's layers: their own, or those of all."""

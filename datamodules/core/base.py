@@ -397,7 +397,7 @@ class BrainDataModule(DataModule):
             if self.embedding.model == "classes":
                 # stimuli of a class are one and the same there
                 galleries["test"] = centres
-        if self.embedding.templates:
+        if self.embedding.templates and self.embedding.model.startswith("open_clip:"):
             galleries["text"] = self._texts(shown)
         ceilings = {s: c for s in self.subjects if (c := self._encoding_ceiling(s, split)) is not None}
         oracles = {s: o for s in self.subjects if (o := self.oracle(s, split)) is not None}

@@ -48,7 +48,8 @@ class EmbeddingOptions:
         target: Fitted on the training stimuli: ``none``, ``unit``, ``center``, ``zscore``, ``pca(k)``,
             ``pca(k, whiten)``, or several joined by ``|``.
         templates: For ``open_clip`` and classes: sentences with ``{}`` in place of the class name, which make a
-            gallery of texts (``text``) for zero-shot classification; empty for no such gallery.
+            gallery of texts (``text``) for zero-shot classification; empty for no such gallery. Other models have no
+            texts, and pay no regard to them.
         batch_size: Pictures per forward pass.
     """
 

@@ -15,6 +15,7 @@ from callbacks import read_scores
 from experiments.cli import main
 from tests.experiments.launching import CONFIGS, launch, several
 from tests.experiments.test_resume import KILL_CONFIG, KILL_SOURCE, assert_equal, state
+from tests.lightning_modules.brains import without_key_bias
 
 # 26 training samples a person, so that the last batch of an epoch is not full; people of other regions, or of the same
 BRAINS_SOURCE = """
@@ -141,17 +142,12 @@ def test_losses_do_not_depend_on_the_number_of_processes(one: Path, two: Path, d
     assert len(expected) == 18
     assert len(set(expected)) == len(expected)
     assert losses(run_of(two, data, name)) == pytest.approx(expected, rel=1e-4)
-    weights = [
-        torch.load(run_of(folder, data, name) / "final.ckpt", weights_only=True)["state_dict"] for folder in (one, two)
-    ]
-    for key, value in weights[0].items():
-        if key.endswith("qkv.bias"):
-            # attention does not depend on the keys' bias: its gradient is rounding, which Adam scales up
-            query, _, own = value.chunk(3)
-            other_query, _, other = weights[1][key].chunk(3)
-            torch.testing.assert_close(torch.cat([other_query, other]), torch.cat([query, own]), rtol=1e-3, atol=1e-4)
-        else:
-            torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
+    ours, theirs = (
+        without_key_bias(torch.load(run_of(folder, data, name) / "final.ckpt", weights_only=True)["state_dict"])
+        for folder in (one, two)
+    )
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-3, atol=1e-4)
 
 
 # ---- ridge regression on its latents -----------------------------------------------------------------

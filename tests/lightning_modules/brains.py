@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import Callback, Trainer, seed_everything
+from torch import Tensor
 
 from contracts import Batch
 from datamodules import Record, SignalAxes, Stimuli, Trials
@@ -102,3 +104,13 @@ def fitted(
     started.fit(model, datamodule=data)
     started.save_checkpoint(path)
     return model, started
+
+
+def without_key_bias(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights but for the biases of keys: attention does not depend on them, their gradient is rounding, and Adam
+    makes steps of it."""
+    kept = {name: value for name, value in state.items() if not name.endswith("qkv.bias")}
+    for name in state.keys() - kept.keys():
+        query, _, value = state[name].chunk(3)
+        kept[name] = torch.cat([query, value])
+    return kept

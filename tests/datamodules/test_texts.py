@@ -118,8 +118,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, clip: str, damage: Any) -> None
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": "pixels", "weights": None}, r"only the embeddings of a whole open_clip model .*found pixels"),
-        ({"model": "classes", "weights": None}, r"found classes.*embedding\.templates=\[\]"),
         ({"layer": "visual"}, "with layer visual"),
         ({"templates": ["a {}", "a picture"]}, r"must hold \{\} where the class name goes, found \['a \{\}', 'a pic"),
     ],
@@ -129,6 +127,14 @@ def test_texts_that_cannot_be_made_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         recording(tmp_path, embedding=options(clip, **changed)).score_context("test")
+
+
+@pytest.mark.parametrize("model", ["pixels", "classes"])
+def test_a_model_without_texts_has_no_gallery_of_them(tmp_path: Path, clip: str, model: str) -> None:
+    chosen = options(clip, model=model, weights=None)
+    assert "text" not in recording(tmp_path, embedding=chosen).score_context("test").galleries
+    with pytest.raises(DataError, match=rf"only the embeddings of a whole open_clip model .*found {model}"):
+        TextBank(tmp_path, chosen)
 
 
 @pytest.mark.parametrize("target", ["center", "zscore", "unit|center", "pca(3)", "center|pca(2, whiten)|unit"])

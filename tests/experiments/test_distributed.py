@@ -185,7 +185,9 @@ def test_the_model_held_two_people_of_different_size(one: Runs) -> None:
     weights = one.weights("primal")
     assert weights["decoders.0.weight"].shape != weights["decoders.1.weight"].shape
     assert one.weights("kernel").keys() == weights.keys()
-    assert all(value.abs().max() > 1e-3 for value in weights.values()), "nothing to compare"
+    # means of standardised samples are 0
+    maps = [value for name, value in weights.items() if name.startswith(("decoders.", "encoders."))]
+    assert all(value.abs().max() > 1e-3 for value in maps), "nothing to compare"
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "few"])

@@ -16,7 +16,7 @@ Score      scores -> logger, report  one number with everything needed to judge 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -60,6 +60,7 @@ class Layout(TypedDict):
         positions: Sensor positions in metres, head coordinates, ``C x 3``; empty where unknown.
         sampling_rate: Samples per second of T, or 0.0 without a time axis.
         start: Time of the first sample relative to stimulus onset, in seconds.
+        image_shape: ``[3, H, W]`` of the pictures in a batch; empty where there are none.
         embedding_width: D; 0 where nothing is embedded.
         embedding_space: Identity of the image space (model, weights, layer, pooling, transform, target), or
             ``none``.
@@ -81,6 +82,7 @@ class Layout(TypedDict):
     positions: list[list[float]]
     sampling_rate: float
     start: float
+    image_shape: list[int]
     embedding_width: int
     embedding_space: str
     train_samples: dict[str, int]
@@ -121,8 +123,10 @@ class Batch(TypedDict, total=False):
 Output = dict[str, Tensor]
 """What ``validation_step``, ``test_step`` and ``predict_step`` return: a flat dict with any of
 ``brain_embedding``, ``image_embedding`` and ``text_embedding`` (B, D), ``signal`` and ``predicted_signal`` (B, V) or
-(B, C, T), ``image`` and ``generated`` (B, S, 3, H, W), ``latent``, and always ``label``, ``stimulus``,
-``subject`` and ``row``, each (B,), passed through from the batch."""
+(B, C, T), ``image`` (B, 3, H, W) uint8, ``generated`` (B, S, 3, H, W) uint8 (S pictures of one sample) and
+``confidence`` (B, S) of each (mean log-probability of its tokens), ``latent``, and always ``label``, ``stimulus``,
+``subject`` and ``row``, each (B,), passed through from the batch. ``generated`` and ``confidence`` from something else
+than the recordings carry its name: ``encoded.generated``, ``shuffled.generated``, ``noise.generated``."""
 
 PASSED_THROUGH = ("label", "stimulus", "subject", "row")
 """Entries of a batch that every output carries on."""
@@ -157,6 +161,8 @@ class ScoreContext:
             generating model, rows in the order of ``row`` within the subject; empty where the model is unknown.
         ceiling_reason: Why a ceiling is missing; printed in place of one.
         lineage: The earlier stages, each with its protocol and whether it saw test recordings.
+        embed: Embeds pictures ``(n, 3, H, W)`` uint8 as the data set embeds what was seen, ``(n, D)`` float32 like
+            ``embedding`` of a batch; None where it embeds no pictures.
     """
 
     galleries: Mapping[str, Gallery]
@@ -165,6 +171,7 @@ class ScoreContext:
     oracle: Mapping[str, Tensor] = field(default_factory=dict)
     ceiling_reason: str = "no noise ceiling: the data set does not give one"
     lineage: tuple[Mapping[str, Any], ...] = ()
+    embed: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,7 @@ class PhantomPictures(DataModule):
             positions=[],
             sampling_rate=0.0,
             start=0.0,
+            image_shape=[3, SIDE, SIDE],
             embedding_width=0,
             embedding_space="",
             train_samples={who: self.pictures.train * len(CLASS_NAMES)},

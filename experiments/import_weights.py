@@ -248,6 +248,7 @@ def _layout(
         positions=[],
         sampling_rate=0.0,
         start=0.0,
+        image_shape=[],
         embedding_width=0,
         embedding_space="none",
         train_samples={subject: 0},

@@ -65,6 +65,7 @@ SHIPPED_SIZE = Layout(
     positions=[],
     sampling_rate=0.0,
     start=0.0,
+    image_shape=[3, 256, 256],
     embedding_width=1024,
     embedding_space="pixels",
     train_samples={"01": 9000, "02": 9000},
@@ -85,6 +86,7 @@ PICTURES = SHIPPED_SIZE | {
     "modality": "image",
     "subjects": ["pictures"],
     "shape": {"pictures": [3, 64, 64]},
+    "image_shape": [3, 64, 64],
     "preparation": {"context_length": "32"},
 }
 

@@ -315,6 +315,7 @@ class BrainDataModule(DataModule):
             positions=[] if first.positions is None else first.positions.tolist(),
             sampling_rate=first.sampling_rate,
             start=self.prepared[self.subjects[0]].kept.start,
+            image_shape=[],
             embedding_width=self.targets.shape[1],
             embedding_space=space,
             train_samples={name: len(person.rows["train"]) for name, person in self.prepared.items()},

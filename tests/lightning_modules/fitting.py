@@ -98,6 +98,7 @@ def made_up(shape: dict[str, list[int]], *, width: int = 8, classes: int = 0) ->
         positions=[],
         sampling_rate=0.0 if len(first) == 1 else 100.0,
         start=0.0,
+        image_shape=[],
         embedding_width=width,
         embedding_space="made-up",
         train_samples=dict.fromkeys(shape, 100),

@@ -20,9 +20,12 @@ STAGE_FILE = configs/stage/$(subst -,_,$*).yaml
 PHANTOM := $(patsubst %,configs/data/%.yaml,phantom phantom_eeg phantom_meg)
 PROTOCOLS = $(wildcard configs/data/$(DATA).yaml configs/data/$(DATA)_*.yaml)
 DATA_FILES = $(if $(filter phantom,$(DATA)),$(PHANTOM),$(if $(wildcard configs/data/$(DATA).yaml),$(PROTOCOLS),$(DATA)))
-LEA_STAGES := $(patsubst %,configs/stage/%.yaml,ridge_lea ridge_mindvis ridge_direct)
-# what the run of an earlier stage leaves for later ones (run:<stage> in their files)
-final = runs/$(basename $(notdir $(DATA_FILE)))/$(PEOPLE)/$(1)/default/final.ckpt
+BRAIN_STAGES := $(patsubst %,configs/stage/%.yaml,ridge_lea ridge_mindvis ridge_direct)
+LEA_STAGES := $(patsubst %,configs/stage/%.yaml,lea ridge_mindvis ridge_direct ridge_pixels)
+# what the run of an earlier stage leaves for later ones (run:<stage> in their files, or run:all/<stage>)
+RUNS = runs/$(basename $(notdir $(DATA_FILE)))
+final = $(RUNS)/$(PEOPLE)/$(1)/default/final.ckpt
+final_of_all = $(RUNS)/all/$(1)/default/final.ckpt
 DEMO_STAGES := $(patsubst %,configs/stage/%.yaml,ridge_direct contrastive)
 # the image space that Phantom's data files name, made on first use
 CLIP := runs/phantom_pictures/all/clip/default/open_clip
@@ -64,13 +67,25 @@ train-clip: setup ## train Phantom's own small CLIP, on its pictures and caption
 
 .PHONY: lea-brain
 lea-brain: setup $$(NEEDED_CLIP) ## LEA without pictures against its baselines, every person: make lea-brain [DATA=... ARGS=... OVERWRITE=1]
+	$(BIN)/neuroalign grid --stage='$(call list,$(BRAIN_STAGES))' --data='$(call list,$(DATA_FILE))' \
+		--name=lea $(if $(OVERWRITE),--overwrite=true) $(if $(ARGS),-- $(ARGS))
+
+.PHONY: lea
+lea: setup $$(NEEDED_CLIP) ## the whole of LEA, recordings to pictures, against its baselines: make lea [DATA=... ARGS=... OVERWRITE=1]
 	$(BIN)/neuroalign grid --stage='$(call list,$(LEA_STAGES))' --data='$(call list,$(DATA_FILE))' \
 		--name=lea $(if $(OVERWRITE),--overwrite=true) $(if $(ARGS),-- $(ARGS))
 
 train-ridge-lea: $(call final,fmri_mae)
 train-ridge-mindvis: $(call final,mindvis)
-runs/$(basename $(notdir $(DATA_FILE)))/$(PEOPLE)/%/default/final.ckpt: | setup
+train-maskgit: $(call final,tokenizer)
+train-maskgit-full: $(call final,tokenizer_full)
+train-lea: $(call final,fmri_mae) $(call final_of_all,maskgit)
+$(RUNS)/$(PEOPLE)/%/default/final.ckpt: | setup
 	$(MAKE) --no-print-directory train-$(subst _,-,$*) ARGS= RESUME=1 OVERWRITE=
+ifdef SUBJECT
+$(RUNS)/all/%/default/final.ckpt: | setup
+	$(MAKE) --no-print-directory train-$(subst _,-,$*) SUBJECT= ARGS= RESUME=1 OVERWRITE=
+endif
 
 train-%: setup $$(NEEDED_CLIP) ## train a stage: make train-fmri-mae [DATA=... SUBJECT=... TRAINER=... ARGS=... RESUME=1 OVERWRITE=1]
 	$(BIN)/neuroalign fit -c configs/trainer/$(TRAINER).yaml -c $(STAGE_FILE) --data $(DATA_FILE) $(SUBJECT_FLAG) $(RUN_FLAGS) $(ARGS)

@@ -22,7 +22,9 @@ from callbacks import Score, ScoreCallback, average, load_part, print_comparison
 from contracts import DataError
 from datamodules import BrainDataModule
 from experiments.arguments import Parser, import_class, import_file_class, name_of
-from experiments.run import EARLIER, run, run_folder
+from experiments.run import EARLIER, earlier_folder, run, run_folder
+
+_PEOPLE = "--data.init_args.subjects="
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def run_grid(
                 cell_name = f"{run_name}_fold-{fold:02d}" if module.folds > 1 else run_name
                 words = (
                     f"--data={data_source}",
-                    f"--data.init_args.subjects={json.dumps(people)}",
+                    f"{_PEOPLE}{json.dumps(people)}",
                     f"--data.init_args.split.fold={fold}",
                     f"--data.init_args.loader.seed={seed}",
                     f"--seed_everything={seed}",
@@ -130,8 +132,6 @@ def run_grid(
                 folder = run_folder(root, data_name, people, stage_name, cell_name)
                 cells.append(_cell(Path(stage_file), trainer, words, arguments, folder))
             for cell in cells:
-                for earlier in cell.earlier:
-                    _train(earlier, launcher, trained, overwrite=overwrite)
                 _train(cell, launcher, trained, overwrite=overwrite)
                 _command(["test", *cell.words], launcher)
             folders += [cell.folder for cell in cells]
@@ -154,10 +154,12 @@ def _cell(
     stage: Path, trainer: str, words: tuple[str, ...], arguments: Sequence[str], folder: Path, *, named: bool = True
 ) -> Cell:
     """The run of a stage file and the runs it is made from."""
-    earlier = [
-        _cell(file, trainer, words, arguments, folder.parents[1] / file.stem / folder.name, named=False)
-        for file in _earlier(stage)
-    ]
+    earlier = []
+    for value, file in _earlier(stage).items():
+        there = earlier_folder(folder, value)
+        same_people = there.parents[1] == folder.parents[1]
+        theirs = words if same_people else tuple(word for word in words if not word.startswith(_PEOPLE))
+        earlier.append(_cell(file, trainer, theirs, arguments, there, named=False))
     own = _own_arguments(arguments, stage, named=named)
     return Cell((f"--config={trainer}", f"--config={stage}", *words, *own), folder, tuple(earlier))
 
@@ -172,26 +174,31 @@ def _refuse_idle_arguments(arguments: Sequence[str], stages: Sequence[Path]) -> 
     Raises:
         DataError: There is one.
     """
-    trained = {name for stage in stages for name in (stage.stem, *(file.stem for file in _earlier(stage)))}
+    trained = {file.stem for stage in stages for file in _with_earlier(stage)}
     for word in arguments:
         receiver = word.removeprefix("--").partition(".")[0]
         if any(receiver in _stages_beside(stage) for stage in stages) and receiver not in trained:
             raise DataError(f"{word} is for the stage {receiver}, but this grid trains {', '.join(sorted(trained))}")
 
 
-def _earlier(stage: Path) -> list[Path]:
-    """Files of the stages that a stage is made from.
+def _with_earlier(stage: Path) -> list[Path]:
+    """A stage and all that it is made from."""
+    return [stage, *(each for file in _earlier(stage).values() for each in _with_earlier(file))]
+
+
+def _earlier(stage: Path) -> dict[str, Path]:
+    """Files of the stages that a stage is made from, by the argument that says so (``run:<stage>``).
 
     Raises:
         DataError: One of them is not there.
     """
-    files = []
+    files = {}
     for value in yaml.safe_load(stage.read_text()).get("model", {}).get("init_args", {}).values():
         if isinstance(value, str) and value.startswith(EARLIER):
-            file = stage.with_name(f"{value.removeprefix(EARLIER)}.yaml")
+            file = stage.with_name(f"{value.removeprefix(EARLIER).rpartition('/')[2]}.yaml")
             if not file.is_file():
                 raise DataError(f"{stage} is made from {value}, but there is no {file}; name a checkpoint instead")
-            files.append(file)
+            files[value] = file
     return files
 
 
@@ -215,6 +222,8 @@ def _train(cell: Cell, launcher: str, trained: set[Path], *, overwrite: bool) ->
     if cell.folder in trained:
         return
     trained.add(cell.folder)
+    for earlier in cell.earlier:
+        _train(earlier, launcher, trained, overwrite=overwrite)
     print(f"--- {cell.folder}", flush=True)
     recipe = cell.folder / "grid_recipe.json"
     finished = (cell.folder / "final.ckpt").exists()

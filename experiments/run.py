@@ -23,7 +23,8 @@ from experiments.arguments import Parser, find_data_source, find_sources, import
 from lightning_modules import Stage
 
 EARLIER = "run:"
-"""``run:<stage>`` as an argument of a model is the finished run of that stage, with the same data, people and name."""
+"""``run:<stage>`` as an argument of a model is the finished run of that stage, with the same data, people and name;
+``run:all/<stage>`` that of all people together."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ class CLI(LightningCLI):
         config.trainer.default_root_dir = str(self.folder)
         for name, value in config.model.init_args.as_dict().items():
             if isinstance(value, str) and value.startswith(EARLIER):
-                earlier = self.folder.parents[1] / value.removeprefix(EARLIER) / self.folder.name
-                config.model.init_args[name] = str(earlier / "final.ckpt")
+                config.model.init_args[name] = str(earlier_folder(self.folder, value) / "final.ckpt")
         # checkpoints are plain data; anything else in one is refused
         config.weights_only = True
         if self.subcommand == "fit":
@@ -194,6 +194,12 @@ def run_folder(root: str, data: str, subjects: Sequence[str] | None, stage: str,
     """Return ``<root>/<data>/<people>/<stage>/<name>``; people are ``all`` or ``sub-<a>+<b>``."""
     people = "all" if subjects is None else "sub-" + "+".join(subjects)
     return Path(root) / data / people / stage / name
+
+
+def earlier_folder(folder: Path, value: str) -> Path:
+    """Return the run folder that ``run:<stage>`` or ``run:all/<stage>`` means for the run in ``folder``."""
+    people, _, stage = value.removeprefix(EARLIER).rpartition("/")
+    return folder.parents[2] / (people if people else folder.parents[1].name) / stage / folder.name
 
 
 def _work_offline_without_login() -> None:

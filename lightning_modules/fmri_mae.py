@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contracts import PADDING, Batch, ContractError, Layout, Output
 from lightning_modules.networks.brain_tokens import Kind, make_tokens
-from lightning_modules.networks.fmri_checkpoint import load_fmri_mae, renamed_people
+from lightning_modules.networks.checkpoints import load_stage, renamed_people
 from lightning_modules.networks.masked_autoencoder import (
     MaskedAutoencoder,
     hidden_tokens,
@@ -152,7 +152,6 @@ class FmriMAE(GradientStage):
         self.noise = noise
         self.relax = relax
         self.initialise_from = initialise_from
-        self._errors: dict[str, Tensor] = {}
         self.common = voxels == "common"
         code = tokens == "roi" and variant == "code"
         self.autoencoder = MaskedAutoencoder(
@@ -198,7 +197,7 @@ class FmriMAE(GradientStage):
 
     # ---- using -------------------------------------------------------------------------------------
 
-    def encode(self, signal: Float[Tensor, b * shape], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b t w"]:
+    def encode(self, signal: Float[Tensor, "b ..."], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b t w"]:
         """Encode whole signals.
 
         Args:
@@ -212,7 +211,7 @@ class FmriMAE(GradientStage):
         numbers = self.autoencoder.tokens.flatten(signal, int(subject[0]))
         return self.autoencoder.encode(numbers, subject)
 
-    def decode(self, latent: Float[Tensor, "b t w"], subject: Int64[Tensor, " b"]) -> Float[Tensor, b * shape]:
+    def decode(self, latent: Float[Tensor, "b t w"], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b ..."]:
         """Decode what ``encode`` gave, or what was predicted in its place, to signals."""
         subject = self._layer_of(subject)
         return self.autoencoder.tokens.restore(self.autoencoder.decode(latent, subject), int(subject[0]))
@@ -307,30 +306,13 @@ class FmriMAE(GradientStage):
             return numbers * (row_uniform(row, size, seed=seed, epoch=epoch, stream=_DROP) >= self.augmentation_rate)
         return numbers
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the loss over all validation samples, whatever the batches and processes."""
-        self._log_errors()
-
-    def on_test_epoch_end(self) -> None:
-        """Log the loss over all test samples, whatever the batches and processes."""
-        self._log_errors()
-
     def _add_errors(self, split: str, batch: Batch) -> None:
         real = batch["row"] != PADDING
         losses: dict[str, LossOver] = {f"{split}/loss": self.loss_over}
         if self.masking != "none":
             losses[f"{split}/hidden_error"] = "hidden"
         for name, over in losses.items():
-            error = self.reconstruction_loss(batch, over)[real].double()
-            self._errors[name] = self._errors.get(name, 0) + torch.stack([error.sum(), real.sum().double()])
-
-    def _log_errors(self) -> None:
-        # Lightning averages numbers of samples over processes as integers, so they are added up here
-        for name, own in self._errors.items():
-            total, count = self.trainer.strategy.reduce(own, reduce_op="sum")
-            # every process has the same value
-            self.log(name, (total / count).float(), sync_dist=True, prog_bar=True)
-        self._errors = {}
+            self.add_loss(name, self.reconstruction_loss(batch, over)[real])
 
     def _layer_of(self, subject: Tensor) -> Tensor:
         """Number of each person's layers: their own, or those of all."""
@@ -355,7 +337,7 @@ class FmriMAE(GradientStage):
         self.hparams["regions"] = list(self.autoencoder.tokens.names)
 
     def _take_over(self, path: Path) -> None:
-        checkpoint = load_fmri_mae(path, "initialise_from")
+        checkpoint = load_stage(path, argument="initialise_from", stage="FmriMAE")
         arguments = checkpoint["hyper_parameters"]
         for name in ("num_heads", "decoder_num_heads"):
             if arguments[name] != self.hparams[name]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float, Int64
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from contracts import PADDING, Batch, ContractError, Layout, Output, ScoreContext
 from lightning_modules.fmri_mae import FmriMAE
-from lightning_modules.networks.fmri_checkpoint import load_fmri_mae
 from lightning_modules.networks.ridge import Form, RidgeSolution, choose_form, fold_of, predicted_memory
 from lightning_modules.networks.ridge_sums import HeldSamples, MatchedMoments, StreamedSums, rows_of_ranks
 from lightning_modules.stage import Stage
@@ -103,7 +102,7 @@ class RidgeAlignment(Stage):
         self.memory_limit = memory_limit
         self.moment_matching = moment_matching
         self.autoencoder = self._autoencoder(fmri_mae)
-        width = layout["embedding_width"]
+        self.width = width = layout["embedding_width"]
         sizes = [self._brain_size(subject) for subject in layout["subjects"]]
         self.decoders = nn.ModuleList(_linear(size, width) for size in sizes)
         self.encoders = nn.ModuleList(_linear(width, size) for size in sizes)
@@ -152,9 +151,10 @@ class RidgeAlignment(Stage):
         """Add a batch to the sums of its people."""
         real = batch["row"] != PADDING
         fold = fold_of(batch["stimulus"], self.n_folds)
+        targets = self.targets(batch)
         for person in batch["subject"][real].unique().tolist():
             mine = real & (batch["subject"] == person)
-            brain, embedding = self._brain(batch["signal"][mine], person), batch["embedding"][mine]
+            brain, embedding = self._brain(batch["signal"][mine], person), targets[mine]
             self._sums[person, "decode"].add(brain, embedding, fold[mine], batch["row"][mine])
             self._sums[person, "encode"].add(embedding, brain, fold[mine], batch["row"][mine])
 
@@ -203,29 +203,48 @@ class RidgeAlignment(Stage):
         # Lightning tries validation out before training
         if not self.get_buffer("fitted") and not self.trainer.sanity_checking:
             raise ContractError(
-                "this RidgeAlignment was never fitted; run fit first or name a checkpoint with --ckpt_path"
+                f"this {type(self).__name__} was never fitted; run fit first or name a checkpoint with --ckpt_path"
             )
-        signal, embedding, subject = batch["signal"], batch["embedding"], batch["subject"]
-        decoded, encoded = torch.empty_like(embedding), torch.empty_like(signal)
-        for person in subject.unique().tolist():
-            mine = subject == person
-            decoding, brain = self._predictions(signal[mine], embedding[mine], person)
-            if self.moment_matching != "none":
-                decoding = self._matched("decode", person)(decoding)
-                brain = self._matched("encode", person)(brain)
-            decoded[mine] = decoding
-            encoded[mine] = self._signal(brain, person).reshape(signal[mine].shape)
+        embedding = self.targets(batch)
         return {
-            "brain_embedding": decoded,
+            "brain_embedding": self.decode(batch["signal"], batch["subject"]),
             "image_embedding": embedding,
-            "signal": signal,
-            "predicted_signal": encoded,
+            "signal": batch["signal"],
+            "predicted_signal": self.encode(embedding, batch["subject"]),
             **self.passed_through(batch),
         }
 
+    def decode(self, signal: Float[Tensor, "b ..."], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Predict embeddings from signals of people of one layout, ``subject`` by position in the layout."""
+        decoded = torch.empty(len(signal), self.width, device=signal.device)
+        for person in subject.unique().tolist():
+            mine = subject == person
+            decoded[mine] = self._rescaled("decode", person, self.decoders[person](self._brain(signal[mine], person)))
+        return decoded
+
+    def encode(self, embedding: Float[Tensor, "b d"], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b ..."]:
+        """Predict signals from embeddings, for people of one layout."""
+        names = self.layout["subjects"]
+        encoded = torch.empty(len(embedding), *self.layout["shape"][names[int(subject[0])]], device=embedding.device)
+        for person in subject.unique().tolist():
+            mine = subject == person
+            brain = self._rescaled("encode", person, self.encoders[person](embedding[mine]))
+            encoded[mine] = self._signal(brain, person).reshape(encoded[mine].shape)
+        return encoded
+
+    def targets(self, batch: Batch) -> Float[Tensor, "b d"]:
+        """What signals are decoded to."""
+        return batch["embedding"]
+
+    def _rescaled(self, direction: Direction, person: int, predictions: Tensor) -> Tensor:
+        if self.moment_matching == "none":
+            return predictions
+        matched: Tensor = self._matched(direction, person)(predictions)
+        return matched
+
     def _sizes(self, person: int, direction: Direction) -> tuple[int, int]:
-        size, width = self._brain_size(self.layout["subjects"][person]), self.layout["embedding_width"]
-        return (size, width) if direction == "decode" else (width, size)
+        size = self._brain_size(self.layout["subjects"][person])
+        return (size, self.width) if direction == "decode" else (self.width, size)
 
     def _predictions(self, signal: Tensor, embedding: Tensor, person: int) -> tuple[Tensor, Tensor]:
         """Predicted embeddings, and predicted latents or signals, of samples of one person."""
@@ -238,26 +257,12 @@ class RidgeAlignment(Stage):
     # ---- latents -----------------------------------------------------------------------------------
 
     def _autoencoder(self, source: str | dict[str, Any] | None) -> FmriMAE | None:
-        """Build the autoencoder from a checkpoint, or from its arguments, where a checkpoint of ours holds it."""
         if source is None:
             return None
-        state = None
+        autoencoder = self.earlier_stage(FmriMAE, source, argument="fmri_mae")
         if isinstance(source, str):
-            checkpoint = load_fmri_mae(Path(source), "fmri_mae")
-            # the command line adds names of its own, which begin with an underscore
-            arguments = {key: v for key, v in checkpoint["hyper_parameters"].items() if not key.startswith("_")}
-            state = checkpoint["state_dict"]
-            self.lineage = checkpoint["lineage"]
-            # arguments instead of the path: the checkpoint of this stage can then be loaded without that file
-            self.hparams["fmri_mae"] = arguments
-        else:
-            arguments = source
-        with torch.random.fork_rng(devices=[]):
-            autoencoder = FmriMAE(**arguments)
-        if state is not None:
-            autoencoder.load_state_dict(state)
             self._refuse_other_brain(autoencoder)
-        return autoencoder.requires_grad_(requires_grad=False)
+        return autoencoder
 
     def _refuse_other_brain(self, autoencoder: FmriMAE) -> None:
         """Compare people, regions and preparation of the autoencoder's data with those here.
@@ -347,9 +352,10 @@ class RidgeAlignment(Stage):
         for batch in getattr(datamodule, loader)():
             batch = move_data_to_device(batch, self.device)
             real = batch["row"] != PADDING
+            targets = self.targets(batch)
             for person in batch["subject"][real].unique().tolist():
                 mine = real & (batch["subject"] == person)
-                predictions = self._predictions(batch["signal"][mine], batch["embedding"][mine], person)
+                predictions = self._predictions(batch["signal"][mine], targets[mine], person)
                 for direction, predicted in zip(directions, predictions, strict=True):
                     found[person, direction].append(predicted)
         for (person, direction), parts in found.items():

@@ -6,7 +6,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  
 from torch import Tensor, nn
 
 from contracts import PASSED_THROUGH, Batch, ContractError, Gallery, Layout, Output, ScoreContext
+from lightning_modules.networks.checkpoints import load_stage
 
 COMPARED = (
     "modality",
@@ -28,6 +31,7 @@ COMPARED = (
 )
 """Entries of a layout that must agree between a checkpoint and the data it is used on."""
 
+S = TypeVar("S", bound="Stage")
 Schedule = Literal["constant", "cosine", "linear"]
 
 
@@ -40,6 +44,7 @@ class Stage(LightningModule):
     Attributes:
         provides: For ``validation``, ``test`` and ``predict``, the names in the output (contract 2).
         batch_keys: Entries of the batch that the stage reads beside ``PASSED_THROUGH``.
+        evaluation_keys: Further entries that it reads when it is validated, tested or predicts.
         every_sample_once: Whether an epoch must hold every sample exactly once (closed-form stages), with
             padding marked by ``row``; else training drops the last ragged batch.
         lineage: The earlier stages that this one was made from, each with its protocol, its training stimuli
@@ -51,6 +56,7 @@ class Stage(LightningModule):
 
     provides: ClassVar[Mapping[str, frozenset[str]]] = {}
     batch_keys: ClassVar[frozenset[str]] = frozenset({"signal", "embedding"})
+    evaluation_keys: ClassVar[frozenset[str]] = frozenset()
     every_sample_once: ClassVar[bool] = False
 
     def __init__(self, layout: Layout) -> None:
@@ -77,6 +83,38 @@ class Stage(LightningModule):
     def galleries(self) -> Mapping[str, Gallery]:
         """Galleries that only the stage can make, such as texts through its own text tower."""
         return {}
+
+    def earlier_stage(
+        self,
+        kind: type[S],
+        source: str | dict[str, Any],
+        *,
+        argument: str,
+        change: Mapping[str, Any] = MappingProxyType({}),
+    ) -> S:
+        """Build an earlier stage, frozen, whose weights become part of this stage's checkpoint.
+
+        Args:
+            kind: Its class.
+            source: Its checkpoint, or its arguments where a checkpoint of this stage holds its weights.
+            argument: The argument of this stage that names it.
+            change: Arguments that take the place of its own.
+
+        Raises:
+            ContractError: No such checkpoint, or one of another stage.
+        """
+        state, arguments = None, source
+        if isinstance(arguments, str):
+            checkpoint = load_stage(Path(arguments), argument=argument, stage=kind.__name__)
+            arguments, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+            self.lineage += [entry for entry in checkpoint["lineage"] if entry not in self.lineage]
+            # arguments instead of the path: the checkpoint of this stage can then be loaded without that file
+            self.hparams[argument] = arguments
+        with torch.random.fork_rng(devices=[]):
+            stage = kind(**{**arguments, **change})
+        if state is not None:
+            stage.load_state_dict(state)
+        return stage.requires_grad_(requires_grad=False).eval()
 
     def score_context(self, context: ScoreContext) -> ScoreContext:
         """Add to the datamodule's context what the stage knows (contract 3)."""
@@ -197,6 +235,7 @@ class GradientStage(Stage):
         self.optimiser = optimiser
         self.compiled = compile
         self._seed = 0
+        self._losses: dict[str, Tensor] = {}
 
     @abstractmethod
     def networks(self) -> Iterator[nn.Module]:
@@ -243,6 +282,27 @@ class GradientStage(Stage):
         """
         if self.trainer.is_last_batch:
             self._check(torch.stack([parameter.detach().sum() for parameter in self.parameters()]), "sum of weights")
+
+    def add_loss(self, name: str, values: Tensor) -> None:
+        """Add values ``(n,)``, one for each sample, to a mean over all samples of a validation or test epoch."""
+        count = torch.full((), len(values), dtype=torch.double, device=values.device)
+        self._losses[name] = self._losses.get(name, 0) + torch.stack([values.double().sum(), count])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the losses over all validation samples, whatever the batches and processes."""
+        self._log_losses()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the losses over all test samples, whatever the batches and processes."""
+        self._log_losses()
+
+    def _log_losses(self) -> None:
+        # Lightning averages numbers of samples over processes as integers, so they are added up here
+        for name, own in self._losses.items():
+            total, count = self.trainer.strategy.reduce(own, reduce_op="sum")
+            # every process has the same value
+            self.log(name, (total / count).float(), sync_dist=True, prog_bar=True)
+        self._losses = {}
 
     def _is_looked_at(self) -> bool:
         trainer: Any = self.trainer

@@ -47,11 +47,11 @@ class BrainTokens(nn.Module):
         """Number the regions of these names first, in this order: what is known about a region goes by its number."""
 
     @abstractmethod
-    def flatten(self, signal: Float[Tensor, b * shape], person: int) -> Float[Tensor, "b n"]:
+    def flatten(self, signal: Float[Tensor, "b ..."], person: int) -> Float[Tensor, "b n"]:
         """Return the numbers of the signals of one layout."""
 
     @abstractmethod
-    def restore(self, numbers: Float[Tensor, "b n"], person: int) -> Float[Tensor, b * shape]:
+    def restore(self, numbers: Float[Tensor, "b n"], person: int) -> Float[Tensor, "b ..."]:
         """Return the signals that such numbers are; the reverse of ``flatten``."""
 
     @abstractmethod

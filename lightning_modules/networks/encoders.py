@@ -37,7 +37,7 @@ class SubjectLayers(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(make(shape) for shape in shapes.values())
 
-    def forward(self, signal: Float[Tensor, b * shape], subject: Int64[Tensor, " b"]) -> Float[Tensor, b * out]:
+    def forward(self, signal: Float[Tensor, "b ..."], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b ..."]:
         """Pass each sample through the layer of its person.
 
         Args:
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         self.subject_layers = subject_layers
         self.trunk = trunk
 
-    def forward(self, signal: Float[Tensor, b * shape], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def forward(self, signal: Float[Tensor, "b ..."], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Encode ``(B, V)`` or ``(B, C, T)`` signals of the given people to ``(B, D)``."""
         encoded: Tensor = self.trunk(self.subject_layers(signal, subject))
         return encoded

@@ -1,4 +1,4 @@
-"""Checkpoints of FmriMAE that another run or stage takes up."""
+"""Checkpoints that another run or stage takes up."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from contracts import ContractError
 
 
-def load_fmri_mae(path: Path, argument: str) -> dict[str, Any]:
-    """Read the checkpoint of an FmriMAE.
+def load_stage(path: Path, *, argument: str, stage: str) -> dict[str, Any]:
+    """Read the checkpoint of a stage.
 
     Args:
         path: The checkpoint.
         argument: The argument that names it, for messages.
+        stage: Class name of the stage that it must be of.
 
     Raises:
         ContractError: Not there, damaged, or of another stage.
@@ -27,13 +28,17 @@ def load_fmri_mae(path: Path, argument: str) -> dict[str, Any]:
         raise ContractError(f"no checkpoint {path.absolute()}; train that stage first on the same data, or {advice}")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        arguments = checkpoint["hyper_parameters"]
+        made_by: str = checkpoint["lineage"][-1]["stage"]
+        checkpoint["hyper_parameters"]["layout"]
     # torch reports damaged files with many types: UnpicklingError, RuntimeError, EOFError ...
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ContractError(f"{path} is damaged or no checkpoint ({reason}); {advice}") from error
-    if not {"tokens", "voxels", "num_heads", "layout"} <= set(arguments):
-        raise ContractError(f"{path} is the checkpoint of another stage than FmriMAE; {advice}")
+    if made_by.partition(" ")[0] != stage:
+        raise ContractError(f"{path} is the checkpoint of another stage ({made_by}) than {stage}; {advice}")
+    # the command line adds names of its own, which begin with an underscore
+    arguments = checkpoint["hyper_parameters"]
+    checkpoint["hyper_parameters"] = {key: value for key, value in arguments.items() if not key.startswith("_")}
     return checkpoint
 
 

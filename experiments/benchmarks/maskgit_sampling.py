@@ -1,0 +1,236 @@
+"""How long does it take to draw pictures, against a plain implementation of the published loop?
+
+``python -m experiments.benchmarks.maskgit_sampling`` draws S pictures for each of B embeddings at the published size,
+each implementation in a process of its own, in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from contracts import Layout, UserError
+from lightning_modules import MaskGIT
+from lightning_modules.networks.token_sampling import hidden_after, sample_codes
+
+Implementation = Literal["ours", "plain"]
+CLASSES = 1000
+"""Rows of the published token table that stand for the classes of ImageNet."""
+
+
+def maskgit_sampling(
+    batch_size: int = 1,
+    samples: int = 5,
+    steps: int = 11,
+    size: int = 256,
+    depth: int = 24,
+    width: int = 768,
+    num_heads: int = 16,
+    rounds: int = 3,
+    device: str = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    compile: bool = False,
+    implementation: Implementation | None = None,
+) -> None:
+    """Print seconds, codes per second and peak memory of each implementation, and their ratio.
+
+    Args:
+        batch_size: Embeddings.
+        samples: Pictures for each.
+        steps: Steps of sampling.
+        size: Side of the pictures in pixels; a code stands for 16.
+        depth: Blocks of the transformer.
+        width: Width of the transformer.
+        num_heads: Attention heads.
+        rounds: Measurements of each, in turns.
+        device: ``cpu`` or ``cuda``.
+        precision: Of ours; ``bfloat16`` is autocast. The plain one is always float32.
+        compile: Whether ours is compiled.
+        implementation: Measure only this one, in this process, and print plain numbers.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("rounds", "implementation")}
+    if implementation is not None:
+        print(json.dumps(_measure(implementation, **options)))
+        return
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
+    for _ in range(rounds):
+        for name, results in found.items():
+            words = [
+                f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in options.items()
+            ]
+            command = [sys.executable, "-m", __spec__.name, f"--implementation={name}", *words]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results.append(json.loads(printed.splitlines()[-1]))
+    codes = batch_size * samples * (size // 16) ** 2
+    print(f"{batch_size} embeddings, {samples} pictures each, T={steps}, {device}, {precision}, compile={compile}")
+    for name, results in found.items():
+        seconds = sorted(result["seconds"] for result in results)
+        middle = statistics.median(seconds)
+        memory = max(result["memory"] for result in results)
+        print(
+            f"| {name} | {middle:.2f} ({seconds[0]:.2f} .. {seconds[-1]:.2f}) | {codes / middle:.0f} | {memory:.2f} |"
+        )
+    ratios = [a["seconds"] / b["seconds"] for a, b in zip(found["ours"], found["plain"], strict=True)]
+    print(f"ours / plain: {statistics.median(ratios):.2f}")
+
+
+def make_model(*, size: int, depth: int, width: int, num_heads: int, samples: int, steps: int) -> MaskGIT:
+    """Return the published network with the same random weights on every call; the tokenizer is the published one."""
+    layout: Layout = {  # type: ignore[typeddict-item]  # only what the stage reads
+        "modality": "image",
+        "image_shape": [3, size, size],
+        "embedding_width": 1024,
+        "embedding_space": "random",
+    }
+    tokenizer: dict[str, Any] = {"layout": layout, "architecture": "maskgit_vqgan"}
+    torch.manual_seed(0)
+    model = MaskGIT(
+        layout,
+        tokenizer=tokenizer,
+        depth=depth,
+        width=width,
+        num_heads=num_heads,
+        mlp_width=4 * width,
+        samples=samples,
+        steps=steps,
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def plain_codes(model: MaskGIT, embedding: Tensor, *, samples: int, steps: int, temperature: float = 4.5) -> Tensor:
+    """The published loop written out: one picture after another, every code predicted in every step.
+
+    Logits are made for the whole table of 2025 rows and cut to the codes, noise is drawn everywhere, attention is a
+    matrix, heads one after another, and the picture that was seen is encoded for its number of codes.
+
+    Args:
+        model: Gives the weights.
+        embedding: ``(B, D)``.
+        samples: S.
+        steps: T.
+        temperature: Of the choice of what is kept.
+
+    Returns:
+        ``(S, B, N)``.
+    """
+    weight: dict[str, Tensor] = dict(model.transformer.named_parameters())
+    codes_only = weight["embedding.weight"][:-1]
+    table = F.pad(codes_only, (0, 0, 0, CLASSES + 1))
+    _, side, _ = model.layout["image_shape"]
+    seen = torch.zeros(len(embedding), 3, side, side, dtype=torch.uint8, device=embedding.device)
+    n = model.tokenizer.encode(seen).flatten(1).shape[1]
+    drawn = []
+    for _ in range(samples):
+        codes = torch.full((len(embedding), n), model.transformer.codes, device=embedding.device)
+        for step in range(steps):
+            states = _states(weight, codes, model.condition(embedding), num_heads=int(model.hparams["num_heads"]))
+            head = F.layer_norm(
+                F.gelu(F.linear(states, weight["head.0.weight"], weight["head.0.bias"])),
+                states.shape[-1:],
+                weight["head.2.weight"],
+                weight["head.2.bias"],
+            )
+            logits = F.linear(head, table)[..., : model.transformer.codes] + weight["bias"]
+            chosen = torch.distributions.Categorical(logits=logits).sample()
+            unknown = codes == model.transformer.codes
+            chosen = torch.where(unknown, chosen, codes)
+            logp = logits.log_softmax(dim=-1).gather(2, chosen[..., None])[..., 0].masked_fill(~unknown, math.inf)
+            gumbel = -torch.log(-torch.log(torch.rand_like(logp)))
+            worth = logp + temperature * (1 - (step + 1) / steps) * gumbel
+            left = hidden_after(step + 1, steps=steps, n=n, hidden=int(unknown[0].sum()))
+            cut = worth.sort(dim=1).values[:, left, None]
+            codes = torch.where(worth < cut, model.transformer.codes, chosen)
+        drawn.append(chosen)
+    return torch.stack(drawn)
+
+
+def _states(weight: dict[str, Tensor], codes: Tensor, condition: Tensor, *, num_heads: int) -> Tensor:
+    x = torch.cat([condition[:, None], weight["embedding.weight"][codes]], dim=1) + weight["positions"]
+    x = F.layer_norm(x, x.shape[-1:], weight["norm.weight"], weight["norm.bias"], 1e-12)
+    width = x.shape[2] // num_heads
+    for number in range(1 + max(int(name.split(".")[1]) for name in weight if name.startswith("blocks."))):
+        block = f"blocks.{number}."
+
+        def linear(x: Tensor, name: str, block: str = block) -> Tensor:
+            return F.linear(x, weight[f"{block}{name}.weight"], weight[f"{block}{name}.bias"])
+
+        def norm(x: Tensor, name: str, block: str = block) -> Tensor:
+            return F.layer_norm(x, x.shape[-1:], weight[f"{block}{name}.weight"], weight[f"{block}{name}.bias"], 1e-12)
+
+        query, key, value = linear(x, "attention.qkv").chunk(3, dim=2)
+        heads = []
+        for head in range(num_heads):
+            part = slice(head * width, (head + 1) * width)
+            score = query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(width)
+            heads.append(score.softmax(dim=2) @ value[..., part])
+        x = norm(x + linear(torch.cat(heads, dim=2), "attention.proj"), "norm1")
+        x = norm(x + linear(F.gelu(linear(x, "mlp.fc1")), "mlp.fc2"), "norm2")
+    return x[:, 1:]
+
+
+def _measure(
+    implementation: Implementation,
+    *,
+    batch_size: int,
+    samples: int,
+    steps: int,
+    device: str,
+    precision: str,
+    compile: bool,
+    **sizes: int,
+) -> dict[str, float]:
+    """Seconds and peak memory in GB of drawing the codes, after one short draw."""
+    model = make_model(samples=samples, steps=steps, **sizes).to(device)
+    embedding = torch.randn(batch_size, 1024, generator=torch.Generator().manual_seed(1)).to(device)
+    if compile and implementation == "ours":
+        for part in model.networks():
+            part.compile()
+
+    def draw(how_many: int) -> None:
+        if implementation == "plain":
+            plain_codes(model, embedding, samples=samples, steps=how_many)
+            return
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            sample_codes(
+                model.transformer,
+                model.condition(embedding),
+                stimulus=torch.arange(batch_size),
+                side=model.side,
+                options=replace(model.sampler, steps=how_many),
+            )
+
+    # compiled for the shapes that will come; without a compiler two steps warm up as well as eleven
+    draw(steps if compile else 2)
+    finish: Callable[[], Any] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    finish()
+    started = time.perf_counter()
+    draw(steps)
+    finish()
+    seconds = time.perf_counter() - started
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    return {"seconds": seconds, "memory": peak / 1e9}
+
+
+if __name__ == "__main__":
+    try:
+        auto_cli(maskgit_sampling, as_positional=False)
+    except UserError as error:
+        raise SystemExit(f"{error}") from None

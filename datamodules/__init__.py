@@ -9,9 +9,11 @@ from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
 from datamodules.core.samples import SampleOptions
 from datamodules.core.splits import SplitOptions
 from datamodules.core.timeseries import TimeSeriesOptions
+from datamodules.core.views import ViewOptions
 from datamodules.god import GOD
 from datamodules.haxby2001 import Haxby2001
 from datamodules.hcp import HCP
+from datamodules.images import Images
 from datamodules.miyawaki2008 import Miyawaki2008
 from datamodules.phantom import Phantom, PhantomEEG, PhantomMEG, PhantomOptions
 from datamodules.phantom_pictures import PhantomPictures, PictureOptions
@@ -27,6 +29,7 @@ __all__ = [
     "EmbeddingOptions",
     "Facts",
     "Haxby2001",
+    "Images",
     "LoaderOptions",
     "Miyawaki2008",
     "Phantom",
@@ -45,4 +48,5 @@ __all__ = [
     "TimeSeriesOptions",
     "Trials",
     "VanGerven2010",
+    "ViewOptions",
 ]

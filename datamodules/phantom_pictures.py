@@ -190,7 +190,7 @@ class _Pictures(Samples):
         self.images = images
         self.tokens = tokens
         self.labels = labels
-        self.group = torch.zeros_like(labels)
+        self.group = self.subject = torch.zeros_like(labels)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import json
-import traceback
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,53 +15,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contracts import NO_LABEL, DataError, Gallery, Layout, Modality, ScoreContext, UserError
-from datamodules.core.atomic import build_once
+from contracts import NO_LABEL, DataError, Gallery, Layout, ScoreContext
+from datamodules.core.conversion import Converted, Facts
 from datamodules.core.dataset import SampleDataset
-from datamodules.core.download import PublicFile, fetch
-from datamodules.core.features import EmbeddingOptions, FeatureBank
-from datamodules.core.loading import EVALUATED, DataModule, LoaderOptions
-from datamodules.core.raw import Record
+from datamodules.core.features import EmbeddingOptions
+from datamodules.core.image_space import ImageSpace
+from datamodules.core.loading import EVALUATED, LoaderOptions, Samples
+from datamodules.core.pictures import PictureDataset
 from datamodules.core.samples import PublishedNormalisation, SampleOptions, SubjectSamples, prepare_subject
-from datamodules.core.splits import SplitOptions, number_of_folds, split_trials
-from datamodules.core.store import BrainStore, write_store
-from datamodules.core.targets import TargetTransform, fit_target
-from datamodules.core.texts import TextBank
+from datamodules.core.splits import SPLIT_NAMES, SplitOptions, number_of_folds, split_trials
+from datamodules.core.views import ORIGINAL, ViewOptions, fit_size
+
+__all__ = ["BrainDataModule", "Facts"]
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What is declared about a data set, each with its source in the class docstring; tests recompute it.
-
-    Attributes:
-        modality: ``fmri``, ``eeg`` or ``meg``.
-        units: Units of the signals.
-        licence: Licence of the recordings.
-        citation: Paper to cite.
-        subjects: Names of the people.
-        trials: Number of trials by person; empty where it depends on options.
-        stimuli: Number of different pictures; 0 where it depends on options.
-        shape: Shape of one trial by person; empty where it depends on options.
-    """
-
-    modality: Modality
-    units: str
-    licence: str
-    citation: str
-    subjects: tuple[str, ...]
-    trials: Mapping[str, int] = field(default_factory=dict)
-    stimuli: int = 0
-    shape: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-class BrainDataModule(DataModule):
+class BrainDataModule(Converted):
     """Base of all data sets of brain recordings with pictures.
 
     A subclass sets ``name`` and ``facts`` and implements ``read``; it may list ``files`` that have a public
-    address. Conversion, splits, averaging, normalisation, embeddings, batches and score contexts follow.
+    address (see ``Converted``). Splits, averaging, normalisation, embeddings, batches and score contexts follow.
 
     Attributes:
-        parts: What ``Trials.split`` may be.
         published_normalisation: What ``samples.normalise=mindvis`` means, as in the code of MinD-Vis and LEA:
             one mean and SD over all numbers of the ``training`` samples, which leaves test samples as they are
             (those of the normalised training samples are applied to them), or over ``all`` trials of a person
@@ -78,16 +48,14 @@ class BrainDataModule(DataModule):
         embedding: The image space.
         samples: How trials become samples.
         split: What is for training, validation and testing.
+        views: How large pictures in a batch are and, for stages that learn from pictures alone, which views of
+            them are training samples.
         loader: How samples are served.
 
     Raises:
         DataError: Anything wrong with the files or the options; the message says what to change.
     """
 
-    name: str
-    facts: ClassVar[Facts]
-    files: ClassVar[tuple[PublicFile, ...]] = ()
-    parts: ClassVar[tuple[str, ...]] = ("train", "test")
     published_normalisation: ClassVar[PublishedNormalisation] = "none"
 
     def __init__(
@@ -99,101 +67,24 @@ class BrainDataModule(DataModule):
         embedding: EmbeddingOptions = EmbeddingOptions(),
         samples: SampleOptions = SampleOptions(),
         split: SplitOptions = SplitOptions(),
+        views: ViewOptions = ORIGINAL,
         loader: LoaderOptions = LoaderOptions(),
     ) -> None:
-        super().__init__(loader)
-        self.root = Path(root)
-        self.stores = Path(stores)
+        super().__init__(Path(root), Path(stores), loader)
         self.chosen_subjects = subjects
         self.embedding = embedding
         self.samples = samples
         self.split = split
+        self.views = views
         self._contexts: dict[str, ScoreContext] = {}
 
     # ---- what a data set provides ------------------------------------------------------------------
-
-    @abstractmethod
-    def read(self, root: Path) -> Iterator[Record]:
-        """Read the raw files and yield ``Stimuli``, ``SignalAxes`` and ``Trials``, people one after another.
-
-        Args:
-            root: Folder of the raw files; ``self.file(name)`` gives (and fetches) those listed in ``files``.
-        """
-
-    def conversion_options(self) -> dict[str, Any]:
-        """Options that change what ``read`` gives; each combination has its own store."""
-        return {}
 
     def oracle(self, subject: str, split: str) -> Tensor | None:
         """Log-likelihoods ``(samples, G)`` of the split's stimuli under a known generating model, or None."""
         return None
 
     # ---- the shared chain --------------------------------------------------------------------------
-
-    def file(self, name: str) -> Path:
-        """Return the path of one of ``files``, downloading it where it is missing."""
-        known = {file.name: file for file in self.files}
-        return fetch(self.root, known[name])
-
-    @cached_property
-    def store(self) -> BrainStore:
-        """The converted data set; converts it on first use, one process at a time."""
-        options = self.conversion_options()
-        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
-
-        def convert(folder: Path) -> None:
-            about = {
-                "licence": self.facts.licence,
-                "citation": self.facts.citation,
-                "units": self.facts.units,
-                "conversion_options": options,
-                "root": str(self.root.absolute()),
-                "reader": self._reader,
-            }
-            records = self._records()
-            write_store(
-                folder,
-                records,
-                root=self.root,
-                name=self.name,
-                modality=self.facts.modality,
-                about=about,
-                parts=self.parts,
-            )
-
-        folder = build_once(self.stores / (f"{self.name}-{digest}" if options else self.name), convert)
-        store = BrainStore(folder, self.root)
-        if store.description.get("reader") != self._reader:
-            raise DataError(
-                f"{folder} was made by another version of {type(self).__name__}.read; delete it to convert again, or "
-                "choose another folder with --data.init_args.stores"
-            )
-        made_from = store.description.get("root")
-        # where the raw files are gone, the store is all there is
-        if self.root.exists() and made_from != str(self.root.absolute()):
-            raise DataError(
-                f"{folder} was made from {made_from}, root is {self.root.absolute()}; choose another folder with "
-                f"--data.init_args.stores, or delete {folder} to convert again"
-            )
-        return store
-
-    @property
-    def _reader(self) -> str:
-        """Checksum of the code of ``read``: what it gave before says nothing about what it gives now."""
-        return hashlib.sha256(inspect.getsource(type(self).read).encode()).hexdigest()[:16]
-
-    def _records(self) -> Iterator[Record]:
-        """What ``read`` yields; a fault in it is told in one line, with its place."""
-        try:
-            yield from self.read(self.root)
-        except (UserError, OSError):
-            raise
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            raise DataError(
-                f"{type(self).__name__}.read failed at {where.filename}:{where.lineno} ({where.line}): "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
     @cached_property
     def subjects(self) -> list[str]:
@@ -215,6 +106,17 @@ class BrainDataModule(DataModule):
         trials = trials[trials["subject"].isin(self.subjects)].copy()
         trials["side"] = split_trials(trials, self.store.stimuli["class"], self.split)
         return trials
+
+    @property
+    def tested_by_anyone(self) -> frozenset[int]:
+        """Numbers of the stimuli that anyone is tested on, whether chosen or not."""
+        trials = self.store.trials
+        if self.split.folds:
+            tested = trials["number"][split_trials(trials, self.store.stimuli["class"], self.split) == "test"]
+        else:
+            # whatever is not marked for training, be it another part than the one tested now
+            tested = trials["number"][trials["split"] != "train"]
+        return frozenset(tested) | frozenset(self.trials["number"][self.trials["side"] == "test"])
 
     @property
     def folds(self) -> int:
@@ -252,39 +154,27 @@ class BrainDataModule(DataModule):
         return torch.tensor([position[name] for name in self.store.stimuli["class"]])
 
     @cached_property
+    def space(self) -> ImageSpace:
+        """The embeddings of the stimuli."""
+        return ImageSpace(
+            self.embedding,
+            self.stores,
+            sha256=self.store.stimuli["sha256"].tolist(),
+            image=self.store.image if self.store.has_pictures else None,
+            labels=self.labels,
+            classes=self.classes,
+            training=self._training_stimuli,
+        )
+
+    @property
     def targets(self) -> Tensor:
         """Transformed embedding ``(S, D)`` of each row of the stimulus table."""
-        _, raw = self._embedded
-        return torch.from_numpy(self._fit_target(raw)(raw))
-
-    @cached_property
-    def _embedded(self) -> tuple[str, NDArray[Any]]:
-        """Name of the image space and the embedding ``(S, D)`` of each row of the stimulus table."""
-        stimuli = self.store.stimuli
-        if self.embedding.model == "classes":
-            if (self.labels == NO_LABEL).any():
-                raise DataError("embedding.model=classes needs a class for every stimulus; this data set lacks some")
-            names = hashlib.sha256(json.dumps(self.classes).encode()).hexdigest()[:8]
-            return f"classes-{names}", np.eye(len(self.classes), dtype=np.float32)[self.labels.numpy()]
-        if self.embedding.model == "none" or not self.store.has_pictures:
-            return "none", np.zeros((len(stimuli), 0), np.float32)
-        bank = FeatureBank(self.stores / "features", self.embedding)
-        bank.build(stimuli["sha256"].tolist(), self.store.image)
-        return bank.space, bank.lookup(stimuli["sha256"].tolist())
-
-    def _fit_target(self, embedding: NDArray[Any]) -> TargetTransform:
-        nothing = embedding.shape[1] == 0
-        return fit_target("none" if nothing else self.embedding.target, embedding[self._training_stimuli])
+        return self.space.targets
 
     @cached_property
     def _training_stimuli(self) -> NDArray[Any]:
         training: NDArray[Any] = np.sort(self.trials["number"][self.trials["side"] == "train"].unique())
         return training
-
-    @cached_property
-    def _training_set(self) -> str:
-        hashes = "".join(self.store.stimuli["sha256"].iloc[self._training_stimuli])
-        return hashlib.sha256(hashes.encode()).hexdigest()[:8]
 
     @property
     def _preparation(self) -> dict[str, str]:
@@ -298,14 +188,6 @@ class BrainDataModule(DataModule):
         """Shapes and names, known before anything is built; opens the store, or makes it."""
         axes = {subject: self.store.axes(subject) for subject in self.subjects}
         first = axes[self.subjects[0]]
-        space, raw = self._embedded
-        if not raw.shape[1]:
-            pass
-        elif self.embedding.target not in ("none", "unit"):
-            # a fitted target is a space of its own for each set of training stimuli
-            space += f"|{self.embedding.target}#{self._training_set}"
-        elif self.embedding.target == "unit":
-            space += "|unit"
         return Layout(
             modality=self.store.modality,
             subjects=self.subjects,
@@ -315,19 +197,32 @@ class BrainDataModule(DataModule):
             positions=[] if first.positions is None else first.positions.tolist(),
             sampling_rate=first.sampling_rate,
             start=self.prepared[self.subjects[0]].kept.start,
-            image_shape=[],
+            image_shape=self._image_shape,
             embedding_width=self.targets.shape[1],
-            embedding_space=space,
+            embedding_space=self.space.name,
             train_samples={name: len(person.rows["train"]) for name, person in self.prepared.items()},
             classes=self.classes,
             protocol=self.split.protocol + ("" if self.split.tested == "test" else f", tested on {self.split.tested}"),
             fold=self.split.fold,
             folds=self.folds,
             preparation=self._preparation,
-            training_set=self._training_set,
+            training_set=self.space.training_set,
             transductive=(self.samples.cleaning != "none" and self.samples.cleaning_fit == "all")
             or (self.samples.normalise == "mindvis" and self.published_normalisation == "all"),
         )
+
+    @property
+    def _image_shape(self) -> list[int]:
+        """``[3, H, W]`` of the pictures in a batch."""
+        if not self.store.has_pictures:
+            return []
+        if self.views.size is not None:
+            return [3, self.views.size, self.views.size]
+        try:
+            return [3, *self.store.image_size(0)]
+        except DataError:
+            # signals and embeddings are of use without the raw files; who asks for the picture is told what is wrong
+            return []
 
     def has_validation(self) -> bool:
         """Whether some training stimuli are set aside."""
@@ -344,10 +239,16 @@ class BrainDataModule(DataModule):
             return frozenset({"signal"})
         return super().batch_keys()
 
-    def dataset(self, split: str) -> SampleDataset:
-        """Return the samples of ``train``, ``validation`` or ``test``; indexing with a tensor gives a batch."""
+    def dataset(self, split: str) -> Samples:
+        """Return the samples of ``train``, ``validation`` or ``test``; indexing with a tensor gives a batch.
+
+        A stage that reads pictures and no signals gets each stimulus once, or once for each view in training.
+
+        Raises:
+            DataError: The stage reads what this data set does not have; a split without samples.
+        """
         self.check_split(split)
-        keys, splits = self.batch_keys(), self.splits_of(split)
+        keys, splits = self.keys_of(split), self.splits_of(split)
         if len(splits) > 1 and keys & {"embedding", "image"}:
             raise DataError(
                 "a stage with relax=true must be self-supervised: it may read neither embeddings nor images"
@@ -360,15 +261,46 @@ class BrainDataModule(DataModule):
             )
         if "image" in keys and not self.store.has_pictures:
             raise DataError(f"the stage needs pictures, and {self.name} has none; choose another --data")
+        if keys - {"signal", "embedding", "image"}:
+            raise DataError(f"the stage reads {sorted(keys)}, {self.name} lacks some of these; choose another --data")
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if "image" in keys and "signal" not in keys:
+            return self._picture_dataset(split, with_embedding="embedding" in keys, device=device)
         return SampleDataset(
             [self.prepared[name] for name in self.subjects],
             splits,
             targets=self.targets if "embedding" in keys else None,
             # test recordings come without what was seen
             labels=self.labels if len(splits) == 1 else torch.full_like(self.labels, NO_LABEL),
-            image=self.store.image if "image" in keys else None,
+            image=partial(_resized, self.store.image, self.views.size) if "image" in keys else None,
             residence=self.loader.residence,
-            device=self.trainer.strategy.root_device if self.trainer else torch.device("cpu"),
+            device=device,
+        )
+
+    def _picture_dataset(self, split: str, *, with_embedding: bool, device: torch.device) -> PictureDataset:
+        """The stimuli of a split that are on no later side: those of testing are never trained or validated on."""
+        numbers = {side: set(self.trials["number"][self.trials["side"] == side]) for side in SPLIT_NAMES}
+        allowed = {
+            "train": numbers["train"] - numbers["test"],
+            "validation": numbers["validation"] - numbers["train"] - numbers["test"],
+            "test": numbers["test"],
+        }[split]
+        if not allowed:
+            raise DataError(
+                f"no pictures of their own in split {split!r} ({len(numbers[split])} are shown in it) under "
+                f"split.protocol={self.split.protocol}; a stage that learns from pictures needs by_stimulus or by_class"
+            )
+        stimulus = torch.tensor(sorted(allowed))
+        views = self.views if split == "train" else replace(self.views, flip=False, crops=0)
+        return PictureDataset(
+            stimulus,
+            self.store.image,
+            sha256=self.space.sha256,
+            labels=self.labels,
+            views=views,
+            targets=self.space.of_views(stimulus, views) if with_embedding else None,
+            residence=self.loader.residence,
+            device=device,
         )
 
     # ---- what scores need --------------------------------------------------------------------------
@@ -392,14 +324,15 @@ class BrainDataModule(DataModule):
             "test": Gallery(self.targets[shown], shown, self.labels[shown], "image"),
             "all": Gallery(self.targets[known], known, self.labels[known], "extra"),
         }
-        centres = self._class_centres(shown)
+        centres = self.space.class_centres(shown)
         if centres is not None:
             galleries["class_centres"] = centres
             if self.embedding.model == "classes":
                 # stimuli of a class are one and the same there
                 galleries["test"] = centres
-        if self.embedding.templates and self.embedding.model.startswith("open_clip:"):
-            galleries["text"] = self._texts(shown)
+        texts = self.space.texts(shown)
+        if texts is not None:
+            galleries["text"] = texts
         ceilings = {s: c for s in self.subjects if (c := self._encoding_ceiling(s, split)) is not None}
         oracles = {s: o for s in self.subjects if (o := self.oracle(s, split)) is not None}
         return ScoreContext(
@@ -407,29 +340,8 @@ class BrainDataModule(DataModule):
             layout=self.layout,
             encoding_ceiling=ceilings,
             oracle=oracles,
+            embed=self.space.embed if self.space.embeds_pictures else None,
         )
-
-    def _class_centres(self, shown: Tensor) -> Gallery | None:
-        """Mean embedding of the training stimuli of each shown class; None where a class has none (zero-shot)."""
-        training = torch.from_numpy(self._training_stimuli)
-        classes = self.labels[shown].unique()
-        members = [training[self.labels[training] == number] for number in classes]
-        if (classes == NO_LABEL).any() or any(len(member) == 0 for member in members):
-            return None
-        centres = torch.stack([self.targets[member].mean(dim=0) for member in members])
-        return Gallery(centres, classes, classes, "class_centre")
-
-    def _texts(self, shown: Tensor) -> Gallery:
-        """Sentences about each shown class, in the space of the targets."""
-        classes = self.labels[shown].unique()
-        if (classes == NO_LABEL).any():
-            raise DataError(
-                f"embedding.templates need a class for every shown stimulus, {self.name} lacks some; set "
-                "--data.init_args.embedding.templates=[]"
-            )
-        _, raw = self._embedded
-        texts = self._fit_target(raw).for_texts(TextBank(self.stores / "texts", self.embedding).embed(self.classes))
-        return Gallery(torch.from_numpy(texts)[classes], classes, classes, "text")
 
     def _encoding_ceiling(self, subject: str, split: str) -> Tensor | None:
         """Largest expected correlation, sqrt(s^2 / (s^2 + 1/n)), s = ncsnr, n = repetitions in a sample.
@@ -443,3 +355,8 @@ class BrainDataModule(DataModule):
         noise = float(np.mean([1 / len(trials) for trials in person.groups[split]]))
         power = torch.from_numpy(ncsnr if person.kept.index is None else ncsnr[person.kept.index]).double().square()
         return torch.sqrt(power / (power + noise))
+
+
+def _resized(image: Callable[[int], NDArray[Any]], size: int | None, number: int) -> NDArray[Any]:
+    """The picture with a stimulus number as it stands in a batch; a function, so that workers can be given it."""
+    return fit_size(image(number), size)

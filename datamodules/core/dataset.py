@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
 from contracts import PADDING, Batch, DataError
 from datamodules.core.loading import Residence, Samples
+from datamodules.core.pictures import stack_pictures
 from datamodules.core.samples import SubjectSamples
 
 Array = NDArray[Any]
@@ -114,10 +114,7 @@ class SampleDataset(Samples):
 
     def _images(self, stimulus: Tensor) -> Tensor:
         assert self.image is not None
-        images = [self.image(number) for number in stimulus.tolist()]
-        if len({image.shape for image in images}) > 1:
-            raise DataError("pictures of different sizes cannot share a batch; resize them in the reader")
-        return torch.from_numpy(rearrange(np.stack(images), "b h w c -> b c h w").copy())
+        return stack_pictures([self.image(number) for number in stimulus.tolist()])
 
 
 def _load(person: SubjectSamples, split: str, residence: Residence, place: torch.device) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,11 @@ class Samples(Dataset[Batch]):
 
     Attributes:
         group: ``(N,)`` layout of each sample; a batch holds samples of one.
+        subject: ``(N,)`` number of the person of each sample.
     """
 
     group: Int64[Tensor, " n"]
+    subject: Int64[Tensor, " n"]
 
     @abstractmethod
     def __len__(self) -> int:
@@ -129,6 +131,13 @@ class DataModule(LightningDataModule):
         """Entries of a batch that the attached stage reads."""
         keys: frozenset[str] = self._stage_wants("batch_keys", frozenset({"signal", "embedding"}))
         return keys
+
+    def keys_of(self, split: str) -> frozenset[str]:
+        """Entries of a batch of this split: what only scores need (``evaluation_keys``) is not read in training."""
+        if split == "train":
+            return self.batch_keys()
+        further: frozenset[str] = self._stage_wants("evaluation_keys", frozenset())
+        return self.batch_keys() | further
 
     def _stage_wants(self, attribute: str, otherwise: Any) -> Any:
         """What the attached stage declares (see ``lightning_modules.stage.Stage``), or the usual."""

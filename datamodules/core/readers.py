@@ -131,6 +131,19 @@ def load_image(path: Path) -> NDArray[Any]:
         raise DataError(_damaged(path, error)) from error
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Return height and width of a picture from the head of its file.
+
+    Raises:
+        DataError: Missing or unreadable file.
+    """
+    try:
+        with Image.open(existing(path)) as image:
+            return image.height, image.width
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DataError(_damaged(path, error)) from error
+
+
 def require_shape(name: str, array: NDArray[Any], expected: Sequence[int | None]) -> None:
     """Raise a ``DataError`` unless ``array`` has the expected shape (None: any length)."""
     if array.ndim != len(expected) or any(

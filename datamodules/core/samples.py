@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from contracts import DataError
 from datamodules.core.atomic import build_once
 from datamodules.core.readers import load_npy, load_npz
 from datamodules.core.splits import SPLIT_NAMES
-from datamodules.core.store import BrainStore, group_rows
+from datamodules.core.store import BrainStore
 
 Array = NDArray[Any]
 Average = int | Literal["all"]
@@ -220,7 +221,7 @@ def _groups(trials: pd.DataFrame, options: SampleOptions, *, training: bool) -> 
         )
     index = trials["index"].to_numpy(np.int64)
     groups: list[Array] = []
-    for rows in group_rows(trials["number"]).values():
+    for rows in _group_rows(trials["number"]).values():
         size = len(rows) if average == "all" else average
         groups.extend(index[rows[start : start + size]] for start in range(0, len(rows), size))
     return groups
@@ -291,7 +292,7 @@ class _Cleaning:
         index = trials["index"].to_numpy(np.int64)
         fitted: list[tuple[Array, Array]] = []
         sides = split.to_numpy()
-        for name, rows in group_rows(names).items():
+        for name, rows in _group_rows(names).items():
             mine = rows[sides[rows] != ""]
             if not len(mine):
                 continue  # a session of which nothing is used
@@ -386,3 +387,11 @@ def _check_features(subject: str, mean: Array, std: Array, options: SampleOption
             f"sub-{subject}: {len(constant)} of {std.size} features are constant over the training samples (the first "
             f"is {constant[0]}); mend the recording or set --data.init_args.samples.bad_features=zero"
         )
+
+
+def _group_rows(keys: Iterable[Any]) -> dict[Any, Array]:
+    """Row numbers by key, in order of first appearance."""
+    rows: dict[Any, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys):
+        rows[key].append(row)
+    return {key: np.asarray(numbers, np.int64) for key, numbers in rows.items()}

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +27,7 @@ from rich.progress import track
 
 from contracts import DataError, Modality
 from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
-from datamodules.core.readers import existing, load_image, load_npy
+from datamodules.core.readers import existing, image_size, load_image, load_npy
 
 FORMAT_VERSION = 1
 Array = NDArray[Any]
@@ -132,6 +131,12 @@ class BrainStore:
             return load_image(self.root / name)
         image = self._pack(name)[int(position)]
         return np.ascontiguousarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1))
+
+    def image_size(self, number: int) -> tuple[int, int]:
+        """Height and width of the picture with a stimulus number; pixels are not read."""
+        name, _, position = self.stimuli["image"].iloc[number].partition("#")
+        height, width = self._pack(name).shape[1:3] if position else image_size(self.root / name)
+        return height, width
 
     def _pack(self, name: str) -> Array:
         packs = self.__dict__.setdefault("_packs", {})
@@ -393,11 +398,3 @@ def _write_axes(folder: Path, subject: str, writer: _SignalWriter, axes: SignalA
 def _read_table(path: Path) -> pd.DataFrame:
     # everything as text: a class "nan", a session "01" or an id "1e3" must survive
     return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-
-
-def group_rows(keys: Iterable[Any]) -> dict[Any, Array]:
-    """Row numbers by key, in order of first appearance."""
-    rows: dict[Any, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys):
-        rows[key].append(row)
-    return {key: np.asarray(numbers, np.int64) for key, numbers in rows.items()}

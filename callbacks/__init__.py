@@ -2,9 +2,14 @@
 
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.encoding import Encoding
+from callbacks.frechet import FrechetInception
 from callbacks.identification import Identification
 from callbacks.open_clip_folder import OpenClipFolder
+from callbacks.panels import PicturePanels
+from callbacks.picture_networks import PictureFeatures, PictureNetwork
+from callbacks.pictures import PictureScores
 from callbacks.record import RunRecord, load_part, read_scores, save_part, write_scores
+from callbacks.reliability import Reliability
 from callbacks.score import Part, ScoreCallback, average
 from callbacks.segment_matching import SegmentMatching
 from callbacks.tables import print_comparison, print_scores
@@ -12,9 +17,15 @@ from contracts import Score
 
 __all__ = [
     "Encoding",
+    "FrechetInception",
     "Identification",
     "OpenClipFolder",
     "Part",
+    "PictureFeatures",
+    "PictureNetwork",
+    "PicturePanels",
+    "PictureScores",
+    "Reliability",
     "RunCheckpoint",
     "RunRecord",
     "Score",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.metrics.gather import Outputs
 from callbacks.metrics.resampling import Estimate
@@ -34,17 +35,41 @@ class ScoreCallback(Callback):
     agree. ``scores`` and ``part`` hold the latest result. In validation neither p-values nor intervals are
     computed.
 
+    What is gathered is what ``reduce`` makes of each batch's output, so that pictures need not be kept. Entries of
+    all callbacks of a run are kept together (``RunRecord``): two entries of one name must hold the same, so a name
+    tells every setting that its content depends on, and it has no ``/``.
+
     Attributes:
-        needs: Names of the output that ``evaluate`` reads beside ``PASSED_THROUGH``.
+        needs: Names of the output that are read beside ``PASSED_THROUGH``.
+        table: The table in which a grid compares its scores.
+        optional: Further names, read where the output has them.
+        test_is_enough: Whether validation goes unscored, instead of being refused, where a stage gives what is
+            needed in tests alone.
     """
 
     needs: frozenset[str]
+    table: ClassVar[str] = "recordings"
+    optional: frozenset[str] = frozenset()
+    test_is_enough: bool = False
 
     def __init__(self) -> None:
         self.part: Part | None = None
         self.scores: list[Score] = []
         self._context: ScoreContext | None = None
         self._outputs: Outputs | None = None
+        self._validates = True
+
+    def reduce(self, outputs: Output) -> Output:
+        """Reduce the output of a batch to what ``evaluate`` reads, on the device of the output.
+
+        Args:
+            outputs: The output, ``(B, ...)`` each; padding included.
+
+        Returns:
+            What is kept, ``(B, ...)`` each; ``PASSED_THROUGH`` is kept beside it.
+        """
+        given = self.needs | (self.optional & outputs.keys())
+        return {name: outputs[name] for name in sorted(given)}
 
     @abstractmethod
     def evaluate(self, parts: Sequence[Part], *, resample: bool = True) -> list[Score]:
@@ -67,22 +92,23 @@ class ScoreCallback(Callback):
         provides: Mapping[str, frozenset[str]] = getattr(pl_module, "provides", {})
         given = provides.get("validation" if stage in ("fit", "validate") else stage, frozenset())
         missing = sorted(self.needs - given)
-        if missing:
+        self._validates = not (missing and self.test_is_enough and self.needs <= provides.get("test", frozenset()))
+        if missing and self._validates:
             raise ContractError(
                 f"{type(self).__name__} needs {', '.join(missing)}, but {type(pl_module).__name__} gives only "
-                f"{', '.join(sorted(given)) or 'nothing'} in {stage}; remove the callback or choose another stage"
+                f"{', '.join(sorted(given)) or 'nothing'} in {TrainerFn(stage).value}; remove the callback or choose "
+                "another stage"
             )
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit/test
         stage_module: Any = pl_module
         self._context = stage_module.score_context(datamodule.score_context(stage))
-        names = sorted(self.needs | set(PASSED_THROUGH))
-        self._outputs = Outputs(names)
+        self._outputs = Outputs()
 
     def _update(self, outputs: Any) -> None:
         assert self._outputs is not None
-        self._outputs.update(outputs)
+        self._outputs.update({**self.reduce(outputs), **{name: outputs[name] for name in PASSED_THROUGH}})
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert self._outputs is not None
@@ -97,17 +123,19 @@ class ScoreCallback(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask for the context."""
-        self._start(trainer, pl_module, "validation")
+        if self._validates:
+            self._start(trainer, pl_module, "validation")
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Keep what is needed of a batch's output."""
-        self._update(outputs)
+        if self._validates:
+            self._update(outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather, score and log; not in the sanity check before training, which sees a few batches only."""
-        if not trainer.sanity_checking:
+        if self._validates and not trainer.sanity_checking:
             self._finish(trainer, pl_module, "validation")
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -200,10 +228,10 @@ def average(scores: Sequence[Score]) -> list[Score]:
             chance=_mean([score.chance for score in members]),
             ceiling=_mean([score.ceiling for score in members]),
             n=sum(score.n for score in members),
-            note=f"mean of {len(members)} people",
+            note=f"mean of {len({score.subject for score in members})} people",
         )
         for members in groups.values()
-        if len(members) > 1
+        if len({score.subject for score in members}) > 1
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, distributed
 
-from contracts import PADDING, Output
+from contracts import PADDING, ContractError, Output
 
 
 class Outputs:
@@ -17,22 +17,26 @@ class Outputs:
     all, so processes exchange whole objects instead of tensors of one shape.
 
     Args:
-        names: Entries to collect; ``row`` and ``subject`` must be among them.
+        names: Entries to collect; ``row`` and ``subject`` must be among them. None collects all that the batches have.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
+    def __init__(self, names: Sequence[str] | None = None) -> None:
+        self.names = None if names is None else tuple(names)
         self._batches: list[Output] = []
 
     def update(self, outputs: Mapping[str, Tensor]) -> None:
         """Add the entries of one batch, ``(B, ...)`` each."""
-        self._batches.append({name: outputs[name].detach().cpu() for name in self.names})
+        names = outputs if self.names is None else self.names
+        self._batches.append({name: outputs[name].detach().cpu() for name in names})
 
     def compute(self) -> dict[int, Output]:
         """Return by subject number the entries ``(n, ...)`` of all batches and processes.
 
         They are sorted by ``row``, without padding, and every row stands once. Collective: every process
         must call it.
+
+        Raises:
+            ContractError: Batches of a person differ in their entries.
         """
         batches = self._batches
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
@@ -49,6 +53,12 @@ class Outputs:
 
 
 def _in_order(parts: Sequence[Output]) -> Output:
+    for part in parts:
+        if part.keys() != parts[0].keys():
+            raise ContractError(
+                f"some batches have {', '.join(sorted(part.keys() ^ parts[0].keys()))} and others do not; a step must "
+                "return the same entries for every batch"
+            )
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     row, order = joined["row"].sort(stable=True)
     first = torch.ones_like(row, dtype=torch.bool)

@@ -17,7 +17,7 @@ from experiments.run import run
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "grid": (grid.main, "stages x data sets x people x folds x seeds: train, test, join, one table"),
     "convert": (convert.main, "convert a data set and embed its pictures, without training"),
-    "import-weights": (import_weights.main, "published weights of LEA and MinD-Vis become a checkpoint"),
+    "import-weights": (import_weights.main, "published weights of LEA, MinD-Vis and MaskGIT become a checkpoint"),
 }
 RUNS = {
     "fit": "train a stage",

@@ -1,62 +1,30 @@
-"""``neuroalign import-weights``: published weights of LEA and MinD-Vis become a checkpoint of FmriMAE."""
+"""``neuroalign import-weights``: published weights of LEA, MinD-Vis and MaskGIT become the checkpoint of a stage."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import torch
 from jsonargparse import ArgumentParser
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
-from contracts import DataError, Layout
+from contracts import DataError
 from datamodules.core.atomic import build_once
-from datamodules.core.readers import existing, load_torch
-from lightning_modules.fmri_mae import FmriMAE
-from lightning_modules.networks.masked_autoencoder import sine_positions
+from experiments import published_fmri, published_maskgit
+from experiments.published_files import Import, PublishedFile, read_published
 
-Source = Literal["lea", "mindvis"]
-CONFIG_CLASSES = tuple(
-    f"config.{name}"
-    for name in ("Config_MAE_fMRI", "Config_MBM_fMRI", "Config_MBM_finetune", "Config_Generative_Model")
-)
-"""Classes of settings that the published files pickle beside the weights; read as plain attributes."""
-
-# the published names, and ours
-_SHARED = (
-    (r"cls_token|mask_token", r"\g<0>"),
-    (r"blocks\.(.+)", r"encoder.blocks.\1"),
-    (r"norm\.(.+)", r"encoder.norm.\1"),
-    (r"decoder_embed\.(.+)", r"from_latent.\1"),
-    (r"decoder_blocks\.(.+)", r"decoder.blocks.\1"),
-    (r"decoder_norm\.(.+)", r"decoder.norm.\1"),
-)
-_NAMES: dict[Source, tuple[tuple[str, str], ...]] = {
-    "lea": (
-        *_SHARED,
-        (r"patch_embed\.layers\.(\d+)\.0\.(.+)", r"tokens.inputs.layers.0.convolutions.\1.\2"),
-        (r"patch_embed\.layers\.(\d+)\.1\.(.+)", r"tokens.inputs.layers.0.projections.\1.\2"),
-        (r"pred\.(.+)", r"to_latent.\1"),
-        (r"channel_mapper\.(\d+)\.0\.(.+)", r"tokens.outputs.layers.0.projections.\1.\2"),
-        (r"decoder_pred\.(.+)", r"tokens.mix.\1"),
-    ),
-    "mindvis": (
-        *_SHARED,
-        (r"patch_embed\.proj\.(.+)", r"tokens.input.\1"),
-        (r"decoder_pred\.(.+)", r"tokens.output.\1"),
-    ),
+Source = Literal["lea", "mindvis", "maskgit_tokenizer", "maskgit_transformer"]
+SOURCES: dict[Source, Callable[..., Import]] = {
+    "lea": published_fmri.lea,
+    "mindvis": published_fmri.mindvis,
+    "maskgit_tokenizer": published_maskgit.tokenizer,
+    "maskgit_transformer": published_maskgit.transformer,
 }
-# the weights that tell the sizes
-_NEEDED: dict[Source, tuple[str, ...]] = {
-    "lea": ("patch_embed.layers.0.0.weight", "pred.weight", "cls_token", "mask_token", "blocks.0.mlp.fc1.weight"),
-    "mindvis": ("patch_embed.proj.weight", "pos_embed", "cls_token", "mask_token", "blocks.0.mlp.fc1.weight"),
-}
-_POSITIONS = ("pos_embed", "decoder_pos_embed")
+"""What makes a stage of a file; its arguments are the options that it takes."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -72,13 +40,17 @@ def main(args: Sequence[str]) -> None:
 def import_weights(
     file: str,
     source: Source,
+    *,
     to: str,
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
-    subject: str = "01",
+    subject: str | None = None,
     rois: list[str] | None = None,
     voxels: int | None = None,
-    saw_test_recordings: bool = True,
+    saw_test_recordings: bool | None = None,
+    size: int | None = None,
+    tokenizer: str | None = None,
+    embedding_width: int | None = None,
 ) -> None:
     """Import published weights (on the command line ``--from`` stands for ``--source``).
 
@@ -88,185 +60,99 @@ def import_weights(
     Args:
         file: Weights, ``.pth`` (the state dict, or a dict that holds it as ``model`` or ``state_dict``) or
             ``.safetensors``.
-        source: ``lea`` (fMRI autoencoder with regions) or ``mindvis`` (masked autoencoder with patches).
-        to: Checkpoint to write, to be named as ``initialise_from`` of FmriMAE or ``fmri_mae`` of RidgeAlignment.
-        num_heads: Attention heads of the encoder, which weights do not tell; if not given, those of the settings
-            in the file, else 16 as published.
-        decoder_num_heads: Attention heads of the decoder; if not given, those of the settings, else of the encoder.
-        subject: The person whose regions these are.
+        source: ``lea`` (fMRI autoencoder with regions), ``mindvis`` (masked autoencoder with patches),
+            ``maskgit_tokenizer`` (VQGAN) or ``maskgit_transformer``; both in the names of LEA or of the PyTorch port
+            of the official weights.
+        to: Checkpoint to write, to be named as ``initialise_from`` of FmriMAE or ``fmri_mae`` of RidgeAlignment, as
+            ``tokenizer`` of MaskGIT, or as ``initialise_from`` of MaskGIT and the decoder of later stages.
+        num_heads: Attention heads, which weights do not tell; ``lea``, ``mindvis``: of the encoder. If not given,
+            those of the settings in the file of a brain network, else 16 as published.
+        decoder_num_heads: ``lea``, ``mindvis``: attention heads of the decoder; if not given, those of the settings,
+            else of the encoder.
+        subject: ``lea``, ``mindvis``: the person whose regions these are; if not given, ``01``.
         rois: ``lea``: names of the regions, in their order; needed to use the checkpoint with a data set.
         voxels: ``mindvis``: voxels of the person; if not given, those of the whole patches.
-        saw_test_recordings: Whether test recordings may have taken part in training; later scores are then marked
-            as transductive. Unknown for published weights, and so true.
+        saw_test_recordings: ``lea``, ``mindvis``: whether test recordings may have taken part in training; later
+            scores are then marked as transductive. Unknown for published weights, and so true if not given.
+        size: ``maskgit_tokenizer``: side of the pictures in pixels; if not given, that of 16 x 16 codes (256).
+        tokenizer: ``maskgit_transformer``: checkpoint of the Tokenizer whose codes it predicts, as
+            ``maskgit_tokenizer`` makes it; it becomes part of the checkpoint.
+        embedding_width: ``maskgit_transformer``: width of the embeddings that pictures will be made from, for
+            class-conditional weights; if not given, 1024. Their condition layer begins near the mean of the classes
+            whatever the embedding, and is to be trained.
 
     Raises:
-        DataError: A damaged file, one with other objects in it, no weight that fits, weights that are not finite,
-            other positions than the published ones.
+        DataError: A damaged file, one with other objects in it, no weight that fits or one that does not, weights that
+            are not finite, other positions than the published ones, a tokenizer that does not fit, an option of
+            another source.
     """
-    path = Path(file)
     if Path(to).exists():
         raise DataError(f"{to} is there already; choose another --to, or remove it")
-    content = _read(path)
-    state = {name.removeprefix("module."): value for name, value in _state(path, content).items()}
-    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise DataError(f"{path}: {len(broken)} weights hold NaN or infinite values, the first is {broken[0]}")
-    renamed = {ours: name for name in state if (ours := _our_name(name, source)) is not None}
-    regions = _count(state, r"(?:patch_embed\.layers|channel_mapper)\.(\d+)\.") if source == "lea" else 0
-    needed = *_NEEDED[source], *(f"patch_embed.layers.{number}.1.weight" for number in range(regions))
-    missing = [name for name in needed if name not in state]
-    if missing:
-        raise DataError(
-            f"{path} is no {source} autoencoder: {len(renamed)} of {len(state)} names are known, and {missing[0]} is "
-            f"missing; it holds {', '.join(list(state)[:6])} ..."
-        )
-    settings = getattr(content.get("config"), "__dict__", {}) if isinstance(content, dict) else {}
-    heads = int(settings.get("num_heads", 16)) if num_heads is None else num_heads
-    decoder_heads = int(settings.get("decoder_num_heads", heads)) if decoder_num_heads is None else decoder_num_heads
-    arguments = _sizes(state, source) | {"num_heads": heads, "decoder_num_heads": decoder_heads}
-    layout = _layout(path, state, source, subject=subject, rois=rois, voxels=voxels)
-    _check_positions(path, state)
-    model = FmriMAE(layout, **arguments)
-    mine = model.autoencoder.state_dict()
-    taken = {
-        ours: state[name] for ours, name in renamed.items() if ours in mine and mine[ours].shape == state[name].shape
+    options = {
+        "num_heads": num_heads,
+        "decoder_num_heads": decoder_num_heads,
+        "subject": subject,
+        "rois": rois,
+        "voxels": voxels,
+        "saw_test_recordings": saw_test_recordings,
+        "size": size,
+        "tokenizer": tokenizer,
+        "embedding_width": embedding_width,
     }
-    weights = [name for name in state if name not in _POSITIONS]
-    print(f"{path}: matched {len(taken)} of {len(weights)} weights, which are {len(taken)} of {len(mine)} here")
-    for ours, name in renamed.items():
-        if ours not in taken:
-            here = tuple(mine[ours].shape) if ours in mine else "nothing"
-            print(f"  {name}: {tuple(state[name].shape)} in the file, {here} here")
-    for name in weights:
-        if name not in renamed.values():
-            print(f"  {name}: not part of the network, left out")
-    for name in (name for name in mine if name not in taken):
-        print(f"  {name}: not in the file, begins at random")
-    model.autoencoder.load_state_dict(taken, strict=False)
+    given = {name: value for name, value in options.items() if value is not None}
+    takes = [name for name in inspect.signature(SOURCES[source]).parameters if name != "file"]
+    unused = [name for name in given if name not in takes]
+    if unused:
+        raise DataError(f"--{unused[0]} has no use with --from {source}, which takes {', '.join(takes)}; leave it out")
+    content = read_published(Path(file))
+    found = SOURCES[source](content, **given)
+    _take_over(content, found)
+    stage = found.stage
+    entry = {
+        "stage": f"{type(stage).__name__} imported from {source}",
+        "protocol": "unknown",
+        "training_set": "unknown",
+        "transductive": found.transductive,
+        "training_stimuli": [],
+    }
     checkpoint = {
-        "state_dict": model.state_dict(),
-        "hyper_parameters": dict(model.hparams),
+        "state_dict": stage.state_dict(),
+        "hyper_parameters": dict(stage.hparams),
         "pytorch-lightning_version": lightning.__version__,
         "epoch": 0,
         "global_step": 0,
-        "lineage": [
-            {
-                "stage": f"FmriMAE imported from {source}",
-                "protocol": "unknown",
-                "training_set": "unknown",
-                "transductive": saw_test_recordings,
-                "training_stimuli": [],
-            }
-        ],
+        "lineage": [*stage.lineage, entry],
     }
     build_once(Path(to), lambda partial: torch.save(checkpoint, partial))
     print(f"wrote {to}")
 
 
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(existing(path))
-        except SafetensorError as error:
+def _take_over(file: PublishedFile, found: Import) -> None:
+    """Load the weights into the network, and say what became of each."""
+    mine = found.network.state_dict()
+    for ours, weight in found.weights.items():
+        if ours in mine and mine[ours].shape != weight.shape:
             raise DataError(
-                f"cannot read {path} ({path.stat().st_size} bytes): {error}; fetch the file again"
-            ) from error
-    return load_torch(path, plain_classes=CONFIG_CLASSES)
-
-
-def _state(path: Path, content: Any) -> Mapping[str, Tensor]:
-    """The state dict of a file, which may stand in a dict beside other things."""
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        raise DataError(f"{path}: expected weights by name (or a dict with 'model'), found {type(content).__name__}")
-    return tensors
-
-
-def _our_name(name: str, source: Source) -> str | None:
-    for pattern, ours in _NAMES[source]:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return match.expand(ours)
-    return None
-
-
-def _sizes(state: Mapping[str, Tensor], source: Source) -> dict[str, Any]:
-    """Arguments of FmriMAE that the shapes of the weights tell."""
-    width, decoder_width = state["cls_token"].shape[-1], state["mask_token"].shape[-1]
-    arguments = {
-        "width": width,
-        "depth": _count(state, r"blocks\.(\d+)\."),
-        "decoder_width": decoder_width,
-        "decoder_depth": _count(state, r"decoder_blocks\.(\d+)\."),
-        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-    }
-    if source == "mindvis":
-        return arguments | {"tokens": "patch", "patch_size": state["patch_embed.proj.weight"].shape[-1]}
-    return arguments | {
-        "tokens": "roi",
-        "variant": "code",
-        "heads": state["patch_embed.layers.0.0.weight"].shape[0],
-        "latent_width": state["pred.weight"].shape[0],
-    }
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    numbers = [int(match[1]) for name in state if (match := re.match(pattern, name))]
-    return 1 + max(numbers, default=-1)
-
-
-def _layout(
-    path: Path,
-    state: Mapping[str, Tensor],
-    source: Source,
-    *,
-    subject: str,
-    rois: list[str] | None,
-    voxels: int | None,
-) -> Layout:
-    if source == "lea":
-        count = _count(state, r"patch_embed\.layers\.(\d+)\.")
-        sizes = [state[f"patch_embed.layers.{number}.1.weight"].shape[1] for number in range(count)]
-        names = [f"region-{number + 1}" for number in range(count)] if rois is None else rois
-        if len(names) != count or len(set(names)) < count:
-            raise DataError(f"{path} has {count} regions of {sizes} voxels, --rois names {names}")
-    else:
-        patch = state["patch_embed.proj.weight"].shape[-1]
-        patches = state["pos_embed"].shape[1] - 1
-        names, sizes = ["all"], [patches * patch if voxels is None else voxels]
-        if not (patches - 1) * patch < sizes[0] <= patches * patch:
-            raise DataError(f"{path} has {patches} patches of {patch} voxels, --voxels is {voxels}")
-    return Layout(
-        modality="fmri",
-        subjects=[subject],
-        shape={subject: [sum(sizes)]},
-        rois={subject: dict(zip(names, sizes, strict=True))},
-        channels=[],
-        positions=[],
-        sampling_rate=0.0,
-        start=0.0,
-        image_shape=[],
-        embedding_width=0,
-        embedding_space="none",
-        train_samples={subject: 0},
-        classes=[],
-        protocol="unknown",
-        fold=0,
-        folds=1,
-        preparation={},
-        training_set="unknown",
-        transductive=False,
+                f"{file.path}: {', '.join(found.renamed.get(ours, ()))} is {tuple(weight.shape)}, and the others "
+                f"ask for {tuple(mine[ours].shape)}; the file is of another network, or damaged"
+            )
+    taken = {ours: names for ours, names in found.renamed.items() if ours in mine}
+    known = {name for names in taken.values() for name in names}
+    rest = [name for name in file.state if name not in known and name not in found.derived]
+    absent = [name for name in mine if name not in found.weights]
+    if not taken or (absent and found.complete):
+        raise DataError(
+            f"{file.path}: {len(taken)} of {len(mine)} weights of the network are in the file, and {absent[0]} is not; "
+            "fetch the whole file"
+        )
+    print(
+        f"{file.path}: matched {len(known)} of {len(known) + len(rest)} weights, which are {len(taken)} of {len(mine)} "
+        "here"
     )
-
-
-def _check_positions(path: Path, state: Mapping[str, Tensor]) -> None:
-    for name in _POSITIONS:
-        if name in state:
-            table = state[name][0]
-            expected = sine_positions(len(table) - 1, table.shape[1])
-            # as exact as numbers of the file's type are
-            if not torch.allclose(table.float(), expected, atol=max(1e-5, 2 * torch.finfo(table.dtype).eps)):
-                raise DataError(f"{path}: {name} is not the fixed table of sines and cosines of the published networks")
+    for name in rest:
+        print(f"  {name}: not part of the network, left out")
+    for name, how in found.made_up.items():
+        print(f"  {name}: not in the file, begins as {how}")
+    for name in absent:
+        print(f"  {name}: not in the file, begins at random")
+    found.network.load_state_dict({name: found.weights[name] for name in mine if name in found.weights}, strict=False)

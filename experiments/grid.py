@@ -101,7 +101,8 @@ def run_grid(
     Raises:
         DataError: A finished run of that name was trained with other arguments.
     """
-    rows: list[tuple[str, str, Score]] = []
+    # rows by the table that they are compared in
+    tables: dict[str, list[tuple[str, str, Score]]] = {}
     folders: list[Path] = []
     trained: set[Path] = set()
     _refuse_idle_arguments(arguments, [Path(file) for file in stage])
@@ -112,7 +113,7 @@ def run_grid(
         unknown = sorted(set(folds or ()) - set(range(module.folds)))
         if unknown:
             raise DataError(f"no folds {unknown} in {data_name}: it has {module.folds}, counted from 0; change --folds")
-        scores: list[Score] = []
+        joined: dict[str, list[Score]] = {}
         # where people are the folds, they are trained on together
         together = module.split.protocol == "by_subject"
         for people in [subjects] if together else [[subject] for subject in subjects or module.subjects]:
@@ -135,17 +136,22 @@ def run_grid(
                 _train(cell, launcher, trained, overwrite=overwrite)
                 _command(["test", *cell.words], launcher)
             folders += [cell.folder for cell in cells]
-            scores += _join(cells)
-        scores += average(scores)
+            for table, scores in _join(cells).items():
+                joined.setdefault(table, []).extend(scores)
+        scores = [score for group in joined.values() for score in [*group, *average(group)]]
         write_scores(run_folder(root, data_name, None, stage_name, run_name) / "grid.json", scores)
-        rows += [(stage_name, f"{data_name} seed {seed}" if len(seeds) > 1 else data_name, score) for score in scores]
+        shown_as = f"{data_name} seed {seed}" if len(seeds) > 1 else data_name
+        for table, group in joined.items():
+            tables.setdefault(table, []).extend((stage_name, shown_as, score) for score in [*group, *average(group)])
+    rows = [row for group in tables.values() for row in group]
     print_scores(
         [score for *_, score in rows],
         title="neuroalign grid",
         first=[("stage", [row[0] for row in rows]), ("data", [row[1] for row in rows])],
     )
     if len(stage) > 1:
-        print_comparison(rows, title="side by side")
+        for table, compared in tables.items():
+            print_comparison(compared, title=f"{table}, side by side")
     print("run folders:", *folders, sep="\n  ")
     return [score for *_, score in rows]
 
@@ -246,12 +252,15 @@ def _command(words: list[str], launcher: str) -> None:
         raise DataError(f"'neuroalign {words[0]}' failed with status {status}; its output is above: {' '.join(words)}")
 
 
-def _join(cells: Sequence[Cell]) -> list[Score]:
-    """Score the outputs of all folds of one person together."""
+def _join(cells: Sequence[Cell]) -> dict[str, list[Score]]:
+    """Score the outputs of all folds of one person together; by the table that the scores belong to."""
     callbacks = _score_callbacks(cells[0])
     # a stage that nothing scores leaves no outputs
     parts = [load_part(cell.folder / "outputs.safetensors") for cell in cells] if callbacks else []
-    return [score for callback in callbacks for score in callback.evaluate(parts)]
+    scores: dict[str, list[Score]] = {}
+    for callback in callbacks:
+        scores.setdefault(callback.table, []).extend(callback.evaluate(parts))
+    return scores
 
 
 def _score_callbacks(cell: Cell) -> list[ScoreCallback]:

@@ -11,7 +11,7 @@ from lightning_modules.networks.maskgit_vqgan import MaskGitVQGAN
 from lightning_modules.ridge_lea import RidgeAlignment
 from lightning_modules.ridge_pixels import PixelRidge
 from lightning_modules.stage import AdamW, GradientStage, Stage
-from lightning_modules.tokenizer import Tokenizer
+from lightning_modules.tokenizer import PictureStage, Tokenizer
 
 __all__ = [
     "LEA",
@@ -25,6 +25,7 @@ __all__ = [
     "LinearEncoder",
     "MaskGIT",
     "MaskGitVQGAN",
+    "PictureStage",
     "PixelRidge",
     "ResidualMLP",
     "RidgeAlignment",

@@ -264,7 +264,8 @@ class MaskGIT(PictureStage):
         hidden = self.hidden_codes(row, seed=seed, epoch=epoch)
         if augment and self.condition_noise:
             noise = row_normal(row, embedding.shape[1], seed=seed, epoch=epoch, stream=_NOISE)
-            embedding = embedding + self.condition_noise * embedding.square().mean().sqrt() * noise
+            size = embedding.square().mean(dim=1, keepdim=True).sqrt()
+            embedding = embedding + self.condition_noise * size * noise
         condition = self.condition(embedding)
         if augment and self.no_condition is not None:
             dropped = row_uniform(row, 1, seed=seed, epoch=epoch, stream=_DROP) < self.condition_dropout

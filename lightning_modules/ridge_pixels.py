@@ -39,7 +39,9 @@ class PixelRidge(RidgeAlignment):
         self_side = min(side, shape[1])
         pixels: Layout = {**layout, "embedding_width": 3 * self_side**2, "embedding_space": "pixels"}
         super().__init__(pixels, **kwargs)
-        # a checkpoint is about the data as they are
+        # a checkpoint is about the data as they are; asked for by name: RidgeAlignment does not see them where a
+        # wrapper checks the types of its arguments
+        self.save_hyperparameters("layout", "side")
         self.layout = layout
         self.side = self_side
         self.provides = {  # type: ignore[misc]  # its embeddings are pixels, which no gallery of the data holds

@@ -114,7 +114,7 @@ class Stage(LightningModule):
             stage = kind(**{**arguments, **change})
         if state is not None:
             stage.load_state_dict(state)
-        return stage.requires_grad_(requires_grad=False).eval()
+        return stage.requires_grad_(requires_grad=False)
 
     def score_context(self, context: ScoreContext) -> ScoreContext:
         """Add to the datamodule's context what the stage knows (contract 3)."""

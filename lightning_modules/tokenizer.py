@@ -96,7 +96,7 @@ class Tokenizer(PictureStage):
         _, height, width = layout["image_shape"]
         chosen = {} if options is None else options
         if architecture == "fsq" and "widths" not in chosen:
-            chosen = {**chosen, "widths": _widths(height, grid)}
+            chosen = {**_levels(height, grid), **chosen}
         self.network = build_tokenizer(architecture, chosen)
         self.codes = self.network.codes
         self.factor = self.network.factor
@@ -181,13 +181,20 @@ class Tokenizer(PictureStage):
             )
 
 
-def _widths(side: int, grid: int) -> list[int]:
-    """Channels of as many levels as it takes to halve the side to the grid."""
+def _levels(side: int, grid: int) -> dict[str, Any]:
+    """Stem and channels of as many levels as it takes to halve the side to the grid."""
     levels = 0
     while side > grid and side % 2 == 0:
         side //= 2
         levels += 1
-    return [32, 64, *([128] * (levels - 2))][:levels]
+    if not levels:
+        raise ContractError(
+            f"pictures with a side of {side} cannot be halved to at most {grid} codes; set --data.init_args.views.size "
+            "to an even number, or a smaller --model.init_args.grid"
+        )
+    # of large pictures the first level, which costs most, takes two halvings at once
+    stem, levels = (4, levels - 1) if levels > 2 else (2, levels)
+    return {"stem": stem, "widths": [48, *([96] * (levels - 1))]}
 
 
 def _unit(images: Tensor) -> Tensor:

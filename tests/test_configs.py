@@ -25,7 +25,7 @@ from tests.formats import bold5000, god, haxby2001, hcp, miyawaki2008, pieman, v
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-KINDS = ("stage", "data", "trainer", "logger", "sweep")
+KINDS = ("stage", "data", "trainer", "logger", "recipe", "sweep")
 ALL = sorted(path for pattern in ("*.yaml", "*.yml") for path in CONFIGS.rglob(pattern))
 NEEDS_A_GPU = {"gpu"}
 TINY_PHANTOM = (
@@ -104,10 +104,21 @@ def earlier_of(path: Path) -> dict[str, Path]:
     """Arguments of a stage's model that name the run of another stage, and that stage's file."""
     given = content(path)["model"]["init_args"]
     return {
-        name: path.with_name(f"{value.removeprefix('run:')}.yaml")
+        name: path.with_name(f"{value.removeprefix('run:').removeprefix('all/')}.yaml")
         for name, value in given.items()
         if isinstance(value, str) and value.startswith("run:")
     }
+
+
+def all_earlier(path: Path) -> list[Path]:
+    """Files of the stages that a stage is made from, in the order in which they are trained."""
+    return [each for file in earlier_of(path).values() for each in (*all_earlier(file), file)]
+
+
+def arguments_of(path: Path, layout: Layout) -> dict[str, Any]:
+    """Arguments of a stage's model, with those of earlier stages in place of their checkpoints."""
+    earlier = {name: arguments_of(file, layout) for name, file in earlier_of(path).items()}
+    return {"layout": layout, **content(path)["model"]["init_args"], **earlier}
 
 
 def named(path: Path) -> str:
@@ -205,10 +216,7 @@ def test_a_stage_is_built_at_its_shipped_size_without_memory(path: Path, meta: N
     kind = arguments.import_class(entry["class_path"])
     assert issubclass(kind, Stage)
     layout = {"phantom_pictures": PICTURES, "pieman": SERIES}.get(dataset_of(data_of(path)), SHIPPED_SIZE)
-    earlier = {
-        name: {"layout": layout, **content(file)["model"]["init_args"]} for name, file in earlier_of(path).items()
-    }
-    stage = kind(layout, **entry["init_args"] | earlier)
+    stage = kind(**arguments_of(path, layout))
     parameters = list(stage.parameters())
     assert sum(parameter.numel() for parameter in parameters) > 0
     assert all(parameter.is_meta for parameter in parameters)
@@ -217,7 +225,7 @@ def test_a_stage_is_built_at_its_shipped_size_without_memory(path: Path, meta: N
 @pytest.mark.parametrize("path", marked(files("stage")))
 def test_a_stage_runs_a_batch_of_everything(path: Path, formats: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = data_of(path)
-    for file in earlier_of(path).values():
+    for file in all_earlier(path):
         words = [f"--config={CONFIGS}/trainer/cpu.yaml", f"--config={file}", f"--data={data}"]
         main(["fit", *words, *TINY[dataset_of(data)], "--trainer.max_epochs=1"])
     before = list(formats.rglob("*.ckpt"))

@@ -87,38 +87,53 @@ class FiniteScalarQuantizer(nn.Module):
 class FSQAutoencoder(nn.Module):
     """A small convolutional autoencoder with a grid of codes in the middle, which trains on a CPU in minutes.
 
-    Every level halves the side: ``widths`` of two levels make 7 x 7 codes of a picture of 28 x 28.
+    The first level reduces the side by ``stem``, every further one halves it: a stem of 2 and two widths make 7 x 7
+    codes of a picture of 28 x 28.
 
     Args:
         widths: Channels of each level.
+        stem: Pixels along a side for which one place of the first level stands.
         levels: Levels of each dimension of a code; their product is the number of codes.
         blocks: Residual blocks of each level, on either side.
 
     Raises:
-        ContractError: No level.
+        ContractError: No level, or a stem below 2 or odd.
     """
 
-    def __init__(self, *, widths: Sequence[int] = (32, 64), levels: Sequence[int] = (4, 4, 4), blocks: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int] = (48, 96),
+        stem: int = 2,
+        levels: Sequence[int] = (8, 6, 5),
+        blocks: int = 1,
+    ) -> None:
         super().__init__()
-        if not widths:
-            raise ContractError("widths must name the channels of at least one level, found none")
+        if not widths or stem < 2 or stem % 2:
+            raise ContractError(
+                f"widths must name the channels of at least one level and stem be even, found {list(widths)} and {stem}"
+            )
         self.codes = math.prod(levels)
-        self.factor = 2 ** len(widths)
+        self.factor = stem * 2 ** (len(widths) - 1)
         self.quantizer = FiniteScalarQuantizer(levels)
         down: list[nn.Module] = []
         width = 3
-        for wider in widths:
-            down += [nn.Conv2d(width, wider, kernel_size=4, stride=2, padding=1)]
+        for number, wider in enumerate(widths):
+            stride = 2 if number else stem
+            down += [nn.Conv2d(width, wider, kernel_size=stride + 2, stride=stride, padding=1)]
             down += [_Residual(wider) for _ in range(blocks)]
             width = wider
         self.encoder = nn.Sequential(*down, _norm(width), nn.SiLU(), nn.Conv2d(width, len(levels), kernel_size=1))
         up: list[nn.Module] = [nn.Conv2d(len(levels), width, kernel_size=3, padding=1)]
-        for narrower in (*widths[-2::-1], widths[0]):
+        for narrower in widths[-2::-1]:
             up += [_Residual(width) for _ in range(blocks)]
             # sub-pixel convolution: one convolution makes the four pixels of each place (Shi et al. 2016)
             up += [nn.Conv2d(width, 4 * narrower, kernel_size=3, padding=1), nn.PixelShuffle(2)]
             width = narrower
-        self.decoder = nn.Sequential(*up, _norm(width), nn.SiLU(), nn.Conv2d(width, 3, kernel_size=3, padding=1))
+        up += [*(_Residual(width) for _ in range(blocks)), _norm(width), nn.SiLU()]
+        self.decoder = nn.Sequential(
+            *up, nn.Conv2d(width, 3 * stem**2, kernel_size=3, padding=1), nn.PixelShuffle(stem)
+        )
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Reconstruct pictures in 0..1, not cut to that range."""

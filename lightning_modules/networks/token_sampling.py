@@ -93,7 +93,9 @@ def sample_codes(
         without: The condition that stands for none, for guidance.
     """
     n, steps, samples = side * side, options.steps, options.samples
-    device, dtype = condition.device, condition.dtype
+    device = condition.device
+    # half precision has too few numbers below 1 to draw from
+    dtype = torch.promote_types(condition.dtype, torch.float32)
     # integers are hashed the same everywhere, but drawn on the CPU nothing of a device can come in
     drawn = torch.stack([_uniform(stimulus.cpu(), s, n=n, options=options) for s in range(samples)], dim=1)
     uniform = rearrange(drawn, "b s t two n -> t two (b s) n").to(device, dtype)

@@ -159,7 +159,9 @@ def test_moments_of_all_test_samples_whatever_the_number_of_processes(one: Path,
     assert len(found) == len(expected) > 4
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.name, ours.subject, ours.gallery) == (theirs.name, theirs.subject, theirs.gallery)
-        assert ours.value == pytest.approx(theirs.value, abs=1e-4), f"{ours.name} of {ours.subject}"
+        # after three epochs reconstructed signals hardly vary between pictures, so correlations of them see rounding
+        exact = 1e-4 if ours.name.startswith("pearson") else 1e-5
+        assert ours.value == pytest.approx(theirs.value, abs=exact), f"{ours.name} of {ours.subject}"
     plain = read_scores(run_of(one, "other", "one", "ridge_lea") / "scores_train.json")
     assert {score.transductive for score in found + expected if score.subject != "mean"} == {True}
     assert {score.transductive for score in plain} == {False}

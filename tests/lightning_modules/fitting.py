@@ -1,4 +1,4 @@
-"""Small recordings and fits of ContrastiveAlignment through Python."""
+"""Small recordings, and fits of ContrastiveAlignment, Tokenizer and MaskGIT through Python."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from contracts import NO_LABEL, Batch, Layout
-from datamodules import EmbeddingOptions, LoaderOptions, SplitOptions
-from lightning_modules import ContrastiveAlignment, ResidualMLP, TemporalSpatialConv
-from tests.formats.recording import Recording, SensorRecording, experiment
+from datamodules import EmbeddingOptions, LoaderOptions, SplitOptions, Stimuli
+from datamodules.core.loading import Residence
+from datamodules.core.views import ORIGINAL, ViewOptions
+from lightning_modules import ContrastiveAlignment, MaskGIT, ResidualMLP, Stage, TemporalSpatialConv, Tokenizer
+from tests.formats.recording import Recording, SensorRecording, change, experiment, pictures
 
 PIXELS = EmbeddingOptions(image_size=3)
 PEOPLE = {"01": (12,), "02": (9,)}
 small = functools.partial(ResidualMLP, hidden=16)
 tiny = functools.partial(TemporalSpatialConv, sensors=8, filters=8, kernel=3, pool=4, stride=2)
+
+SMALL_TOKENIZER: dict[str, Any] = {"options": {"widths": [16], "levels": [4, 3]}, "lr": 1e-2}
+SMALL_MASKGIT: dict[str, Any] = {"width": 16, "depth": 1, "num_heads": 2, "mlp_width": 16, "lr": 3e-3, "steps": 4}
 
 
 def recording(
@@ -133,3 +138,57 @@ def linear_problem(shape: list[int], *, width: int = 8, train: int = 384, held_o
 
 def loader(batches: list[Batch]) -> Any:
     return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
+
+
+def pictured(
+    stores: Path,
+    side: int = 8,
+    people: dict[str, tuple[int, ...]] = PEOPLE,
+    *,
+    batch_size: int = 8,
+    embedding: EmbeddingOptions = PIXELS,
+    views: ViewOptions = ORIGINAL,
+    residence: Residence = "mmap",
+    validation: float = 0.2,
+    **sizes: Any,
+) -> Recording:
+    """People who saw pictures of a size: 16 to train on, 4 for validation and 8 for testing, if not said otherwise."""
+    options = {"classes": 4, "train": 5, "test": 2, **sizes}
+    number = options["classes"] * (options["train"] + options["test"])
+    folder = stores / f"pictured-{side}-{'-'.join(f'{key}{value}' for key, value in {**people, **options}.items())}"
+    return Recording(
+        str(folder / "raw"),
+        change(experiment(people, **options), Stimuli, image=pictures(number, side=side)),
+        stores=str(folder),
+        embedding=embedding,
+        split=SplitOptions(validation=validation),
+        views=views,
+        loader=LoaderOptions(batch_size=batch_size, residence=residence),
+    )
+
+
+def shown(data: Recording, stage: type[Stage], split: str = "test") -> Batch:
+    """All pictures of a split as one batch, as a stage that learns from pictures gets it."""
+    data.batch_keys = lambda: stage.batch_keys  # type: ignore[method-assign]
+    samples = data.dataset(split)
+    return samples[torch.arange(len(samples))]
+
+
+def tokenizer(data: Recording, path: Path, *, epochs: int = 1, seed: int = 0, **options: Any) -> Path:
+    """Train a small Tokenizer; returns its checkpoint."""
+    seed_everything(seed, verbose=False)
+    model = Tokenizer(data.layout, **{**SMALL_TOKENIZER, **options})
+    run = trainer(path.parent, max_epochs=epochs)
+    run.fit(model, datamodule=data)
+    run.save_checkpoint(path)
+    return path
+
+
+def maskgit(data: Recording, path: Path, *, epochs: int = 1, seed: int = 0, **options: Any) -> Path:
+    """Train a small MaskGIT; returns its checkpoint."""
+    seed_everything(seed, verbose=False)
+    model = MaskGIT(data.layout, **{**SMALL_MASKGIT, **options})
+    run = trainer(path.parent, max_epochs=epochs)
+    run.fit(model, datamodule=data)
+    run.save_checkpoint(path)
+    return path

@@ -127,7 +127,7 @@ def build_inception(feature: int, weights: str, *, antialias: bool) -> nn.Module
     Raises:
         DataError: Weights that cannot be had or belong to another network.
     """
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3  # type: ignore[import-untyped]
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     class Inception(NoTrainInceptionV3):

@@ -44,7 +44,7 @@ class Stage(LightningModule):
     Attributes:
         provides: For ``validation``, ``test`` and ``predict``, the names in the output (contract 2).
         batch_keys: Entries of the batch that the stage reads beside ``PASSED_THROUGH``.
-        evaluation_keys: Further entries that it reads when it is validated, tested or predicts.
+        evaluation_keys: Further entries that it reads when it is validated or tested, which scores need.
         every_sample_once: Whether an epoch must hold every sample exactly once (closed-form stages), with
             padding marked by ``row``; else training drops the last ragged batch.
         lineage: The earlier stages that this one was made from, each with its protocol, its training stimuli

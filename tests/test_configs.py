@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
+import timm
 import torch
+import torchvision
 import yaml
 from lightning import Trainer
 
@@ -21,7 +24,7 @@ from experiments import arguments, cli
 from experiments.cli import main
 from experiments.run import CLI
 from lightning_modules import Stage
-from tests.formats import bold5000, god, haxby2001, hcp, miyawaki2008, pieman, vangerven2010
+from tests.formats import bold5000, god, haxby2001, hcp, images, miyawaki2008, pieman, vangerven2010
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -45,6 +48,7 @@ TINY = {
     "phantom_eeg": (*TINY_PHANTOM, *TINY_PIXELS),
     "phantom_meg": (*TINY_PHANTOM, *TINY_PIXELS),
     "phantom_pictures": (*TINY_PICTURES, "--data.init_args.loader.batch_size=16"),
+    "images": (*TINY_PIXELS, "--data.init_args.views.size=16", "--data.init_args.loader.batch_size=16"),
     "vangerven2010": (),
     "miyawaki2008": (),
     "god": (*TINY_PIXELS, SMALL_BATCHES),
@@ -55,6 +59,8 @@ TINY = {
 }
 # data sets without pictures and classes, for self-supervised stages
 WITHOUT_PICTURES = {"pieman": "fmri_mae_timeseries", "hcp": "fmri_mae", "hcp_parcels": "fmri_mae_timeseries"}
+# data sets of pictures alone, and a stage for them
+PICTURES_ALONE = {"phantom_pictures": "clip", "images": "tokenizer", "images_god_bold5000": "tokenizer"}
 # voxels of the largest person of any data set that a stage meets at its shipped size
 SHIPPED_SIZE = Layout(
     modality="fmri",
@@ -158,6 +164,7 @@ def formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     god.write_bdata(tmp_path / "raw" / "god", train=40)
     bold5000.write(tmp_path / "raw" / "bold5000", train=40)
     haxby2001.write(tmp_path / "raw" / "haxby2001", runs=12)
+    images.write(tmp_path / "raw" / "images" / "open_images", number=60)
     pieman.write(tmp_path / "raw" / "htfa_timeseries", people=12)
     hcp.write_npz(tmp_path / "raw" / "HCP" / "npz", people=12, volumes=200)
     hcp.write_dtseries(tmp_path / "raw" / "HCP", people=12, volumes=200)
@@ -227,7 +234,9 @@ def test_a_stage_runs_a_batch_of_everything(path: Path, formats: Path, capfd: py
     data = data_of(path)
     for file in all_earlier(path):
         words = [f"--config={CONFIGS}/trainer/cpu.yaml", f"--config={file}", f"--data={data}"]
-        main(["fit", *words, *TINY[dataset_of(data)], "--trainer.max_epochs=1"])
+        # what is of published size takes a minute a step
+        short = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"] * file.stem.endswith("_full")
+        main(["fit", *words, *TINY[dataset_of(data)], "--trainer.max_epochs=1", *short])
     before = list(formats.rglob("*.ckpt"))
     words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={path}", f"--data={data}"]
     main(["fit", *words, *TINY[dataset_of(data)]])
@@ -268,7 +277,7 @@ def test_a_data_file_runs_with_tiny_data(path: Path, formats: Path, monkeypatch:
     commands: list[CLI] = []
     run = cli.run
     monkeypatch.setattr(cli, "run", lambda words: commands.append(run(words)))
-    stage = "clip" if dataset_of(path) == "phantom_pictures" else WITHOUT_PICTURES.get(path.stem, "ridge_direct")
+    stage = {**PICTURES_ALONE, **WITHOUT_PICTURES}.get(path.stem, "ridge_direct")
     words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={CONFIGS}/stage/{stage}.yaml", f"--data={path}"]
     main(["fit", *words, *TINY[dataset_of(path)]])
     [command] = commands
@@ -333,6 +342,29 @@ def test_a_logger_file_names_a_logger(path: Path) -> None:
     assert logger.class_path == loaded["trainer"]["logger"]["class_path"]
     assert set(logger.init_args.as_dict()) >= set(loaded["trainer"]["logger"]["init_args"])
     assert "${" not in str(logger)
+
+
+# ---- recipes -------------------------------------------------------------------------------------
+
+
+# torchvision asks how a network is initialised that weights will be loaded into
+@pytest.mark.filterwarnings("ignore:The default weight initialization of inception_v3")
+@pytest.mark.parametrize("path", files("recipe"), ids=named)
+def test_a_recipe_adds_callbacks_whose_networks_exist(path: Path, formats: Path, meta: None) -> None:
+    assert set(content(path)) == {"trainer"}
+    parser = arguments.Parser(parser_mode="omegaconf+")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_argument("--config", action="config")
+    callbacks = parser.instantiate(parser.parse_args([f"--config={path}"])).trainer.callbacks
+    assert callbacks
+    assert all(type(callback).__module__.startswith("callbacks.") for callback in callbacks)
+    for network in [network for callback in callbacks for network in getattr(callback, "networks", ())]:
+        family, _, name = network.model.partition(":")
+        if family == "open_clip":
+            assert network.weights in open_clip.list_pretrained_tags_by_model(name)
+            continue
+        built = {"torchvision": torchvision.models.get_model, "timm": timm.create_model}[family](name)
+        assert network.layer is None or network.layer in dict(built.named_modules())
 
 
 # ---- sweeps --------------------------------------------------------------------------------------

@@ -133,8 +133,8 @@ class DataModule(LightningDataModule):
         return keys
 
     def keys_of(self, split: str) -> frozenset[str]:
-        """Entries of a batch of this split: what only scores need (``evaluation_keys``) is not read in training."""
-        if split == "train":
+        """Entries of a batch of this split: what only scores need (``evaluation_keys``) is read for nothing else."""
+        if split == "train" or (self.trainer and self.trainer.state.fn == TrainerFn.PREDICTING):
             return self.batch_keys()
         further: frozenset[str] = self._stage_wants("evaluation_keys", frozenset())
         return self.batch_keys() | further

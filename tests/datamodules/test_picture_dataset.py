@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from contracts import PADDING, DataError
@@ -274,3 +275,11 @@ def test_two_ranks_share_the_samples(tmp_path: Path, split: str) -> None:
             assert torch.equal(batch["image"], dataset[torch.where(numbers < 0, ~numbers, numbers)]["image"])
             assert int(padded.sum()) <= 1
     assert sorted(rows) == list(range(len(dataset)))
+
+
+def test_pictures_that_only_scores_need_are_not_read_for_a_prediction(tmp_path: Path) -> None:
+    data = recording(tmp_path, {"signal", "embedding"}, later={"image"})
+    assert data.trainer is not None
+    assert "image" in whole(data, "test")
+    data.trainer.state.fn = TrainerFn.PREDICTING
+    assert "image" not in whole(data, "test")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from contracts import NO_LABEL, Batch, Layout
-from datamodules import EmbeddingOptions, LoaderOptions, SplitOptions, Stimuli
+from datamodules import BrainDataModule, EmbeddingOptions, LoaderOptions, SplitOptions, Stimuli
 from datamodules.core.loading import Residence
 from datamodules.core.views import ORIGINAL, ViewOptions
 from lightning_modules import ContrastiveAlignment, MaskGIT, ResidualMLP, Stage, TemporalSpatialConv, Tokenizer
@@ -167,14 +167,14 @@ def pictured(
     )
 
 
-def shown(data: Recording, stage: type[Stage], split: str = "test") -> Batch:
+def shown(data: BrainDataModule, stage: type[Stage], split: str = "test") -> Batch:
     """All pictures of a split as one batch, as a stage that learns from pictures gets it."""
     data.batch_keys = lambda: stage.batch_keys  # type: ignore[method-assign]
     samples = data.dataset(split)
     return samples[torch.arange(len(samples))]
 
 
-def tokenizer(data: Recording, path: Path, *, epochs: int = 1, seed: int = 0, **options: Any) -> Path:
+def tokenizer(data: BrainDataModule, path: Path, *, epochs: int = 1, seed: int = 0, **options: Any) -> Path:
     """Train a small Tokenizer; returns its checkpoint."""
     seed_everything(seed, verbose=False)
     model = Tokenizer(data.layout, **{**SMALL_TOKENIZER, **options})
@@ -184,7 +184,7 @@ def tokenizer(data: Recording, path: Path, *, epochs: int = 1, seed: int = 0, **
     return path
 
 
-def maskgit(data: Recording, path: Path, *, epochs: int = 1, seed: int = 0, **options: Any) -> Path:
+def maskgit(data: BrainDataModule, path: Path, *, epochs: int = 1, seed: int = 0, **options: Any) -> Path:
     """Train a small MaskGIT; returns its checkpoint."""
     seed_everything(seed, verbose=False)
     model = MaskGIT(data.layout, **{**SMALL_MASKGIT, **options})

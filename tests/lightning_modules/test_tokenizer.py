@@ -76,7 +76,7 @@ def test_every_code_is_a_point_of_its_own(levels: list[int]) -> None:
 def test_rounding_lets_the_gradient_of_the_squashed_value_pass(levels: list[int]) -> None:
     """Mentzer et al., appendix A: tanh shifted and scaled, then rounded as if that were nothing."""
     vectors = vectors_of(levels)[::7].requires_grad_()
-    FiniteScalarQuantizer(levels)(vectors).sum().backward()  # type: ignore[no-untyped-call]
+    FiniteScalarQuantizer(levels)(vectors).sum().backward()
     number = np.array(levels)
     half = (number - 1) * (1 + 1e-3) / 2
     shift = np.arctanh(np.where(number % 2 == 0, 0.5, 0) / half)
@@ -117,7 +117,7 @@ def test_training_reconstructs_digits_that_were_never_seen(tmp_path: Path) -> No
         split=SplitOptions(validation=0.1),
         loader=LoaderOptions(batch_size=8),
     )
-    options = {"options": {"widths": [16, 16], "levels": [4, 4, 4]}, "lr": 1e-2}
+    options: dict[str, Any] = {"options": {"widths": [16, 16], "levels": [4, 4, 4]}, "lr": 1e-2}
     before = Tokenizer(data.layout, **options)
     path = tokenizer(data, tmp_path / "tokenizer.ckpt", epochs=30, **options)
     model = Tokenizer.load_from_checkpoint(path, weights_only=True).eval()
@@ -191,11 +191,30 @@ def test_the_codebook_is_drawn_to_the_encoder_and_a_quarter_back(stores: Path) -
     np.testing.assert_allclose(found, gradient, atol=1e-6)
 
 
+def test_the_gradient_of_the_picture_passes_through_the_codes(stores: Path) -> None:
+    """What the decoder says about the codes' vectors is told to the encoder, and not to the codebook."""
+    torch.manual_seed(0)
+    network = MaskGitVQGAN(**VQGAN["options"])
+    images = shown(pictured(stores), Tokenizer)["image"].float() / 255
+    network(images)[0].square().sum().backward()
+    found = [weight.grad for weight in network.encoder.parameters()]
+    assert network.codebook.weight.grad is None
+    network.zero_grad()
+    vectors = network.encoder(images)
+    nearest = network.codebook(network.encode(images)).permute(0, 3, 1, 2).detach().requires_grad_()
+    network.decoder(nearest).square().sum().backward()
+    vectors.backward(nearest.grad)
+    for weight, gradient in zip(network.encoder.parameters(), found, strict=True):
+        assert gradient is not None
+        torch.testing.assert_close(gradient, weight.grad, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+
+
 # ---- sizes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("size", "grid", "side"), [(10, 8, 5), (28, 8, 7), (64, 8, 8), (64, 16, 16), (28, 7, 7), (28, 14, 14), (12, 2, 3)]
+    ("size", "grid", "side"),
+    [(10, 8, 5), (28, 8, 7), (64, 8, 8), (64, 16, 16), (8, 7, 4), (28, 7, 7), (28, 14, 14), (12, 2, 3)],
 )
 def test_the_side_is_halved_until_it_fits_the_grid_or_is_odd(size: int, grid: int, side: int) -> None:
     model = Tokenizer(of_pictures(3, size, size), grid=grid, options={"levels": [3, 4]}).eval()
@@ -255,7 +274,11 @@ def test_the_output_is_the_reconstruction(stores: Path) -> None:
     batch = shown(data, Tokenizer)
     with torch.no_grad():
         output = model.predict_step(batch, 0)
-        assert torch.equal(output["generated"][:, 0], model.decode(model.encode(batch["image"])))
+        codes = model.encode(batch["image"])
+        assert torch.equal(codes, model.network.encode(batch["image"].float() / 255))
+        # rounded to the nearest of 256 values
+        expected = np.rint(255 * model.network.decode(codes).numpy()).astype(np.uint8)
+    np.testing.assert_array_equal(output["generated"][:, 0], expected)
     assert set(output) == {*model.provides["test"], "label", "stimulus", "subject", "row"}
     assert output["image"] is batch["image"]
     assert model.score_context(data.score_context("test")).layout["subjects"] == ["pictures"]
@@ -287,7 +310,7 @@ def fit_and_validate(folder: Path, *, devices: int = 1, batch_size: int = 8) -> 
     """Write down losses and weights of a fit; what one of two processes calls, too."""
     seed_everything(0, verbose=False)
     # 15 pictures to train on; 3 for validation, which 2 processes do not share equally
-    sizes = {"classes": 3, "train": 6, "test": 1, "validation": 0.17}
+    sizes: dict[str, Any] = {"classes": 3, "train": 6, "test": 1, "validation": 0.17}
     data = pictured(folder / f"stores-{devices}", batch_size=batch_size, **sizes)
     model = Tokenizer(data.layout, **SMALL_TOKENIZER)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))

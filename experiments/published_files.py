@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from contracts import DataError
+from contracts import DataError, Layout
 from datamodules.core.readers import existing, load_torch
 from lightning_modules.stage import Stage
 
@@ -144,6 +144,46 @@ def count(names: Mapping[str, Any], pattern: str) -> int:
     """Number of layers: 1 + the largest first group of ``pattern`` at the start of a name; 0 without a match."""
     numbers = [int(match[1]) for name in names if (match := re.match(pattern, name))]
     return 1 + max(numbers, default=-1)
+
+
+def unknown_layout(
+    subject: str,
+    rois: Mapping[str, int] | None = None,
+    *,
+    size: int | None = None,
+    embedding_width: int = 0,
+) -> Layout:
+    """Return the layout of weights that do not tell what they were trained on.
+
+    Args:
+        subject: The person, or whatever stands in place of one.
+        rois: fMRI: name -> number of voxels.
+        size: Pictures: their side in pixels.
+        embedding_width: D, where the weights take embeddings.
+    """
+    regions = {} if rois is None else dict(rois)
+    image_shape = [] if size is None else [3, size, size]
+    return Layout(
+        modality="image" if rois is None else "fmri",
+        subjects=[subject],
+        shape={subject: image_shape if rois is None else [sum(regions.values())]},
+        rois={subject: regions},
+        channels=[],
+        positions=[],
+        sampling_rate=0.0,
+        start=0.0,
+        image_shape=image_shape,
+        embedding_width=embedding_width,
+        embedding_space="unknown" if embedding_width else "none",
+        train_samples={subject: 0},
+        classes=[],
+        protocol="unknown",
+        fold=0,
+        folds=1,
+        preparation={},
+        training_set="unknown",
+        transductive=False,
+    )
 
 
 def _read(path: Path) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from contracts import DataError, Layout
-from experiments.published_files import Import, Names, PublishedFile, count
+from contracts import DataError
+from experiments.published_files import Import, Names, PublishedFile, count, unknown_layout
 from lightning_modules.fmri_mae import FmriMAE
 from lightning_modules.networks.masked_autoencoder import sine_positions
 
@@ -68,7 +68,7 @@ def lea(
         "latent_width": file.state["pred.weight"].shape[0],
         **_sizes(file, num_heads=num_heads, decoder_num_heads=decoder_num_heads),
     }
-    layout = _layout(subject, dict(zip(names, sizes, strict=True)))
+    layout = unknown_layout(subject, dict(zip(names, sizes, strict=True)))
     stage = FmriMAE(layout, **arguments)
     return _import(file, stage, renamed=renamed, saw_test_recordings=saw_test_recordings)
 
@@ -100,7 +100,7 @@ def mindvis(
         "patch_size": patch,
         **_sizes(file, num_heads=num_heads, decoder_num_heads=decoder_num_heads),
     }
-    stage = FmriMAE(_layout(subject, {"all": size}), **arguments)
+    stage = FmriMAE(unknown_layout(subject, {"all": size}), **arguments)
     return _import(file, stage, renamed=renamed, saw_test_recordings=saw_test_recordings)
 
 
@@ -132,30 +132,6 @@ def _sizes(file: PublishedFile, *, num_heads: int | None, decoder_num_heads: int
         "decoder_num_heads": int(decoder_heads),
         "mlp_ratio": file.state["blocks.0.mlp.fc1.weight"].shape[0] / width,
     }
-
-
-def _layout(subject: str, rois: dict[str, int]) -> Layout:
-    return Layout(
-        modality="fmri",
-        subjects=[subject],
-        shape={subject: [sum(rois.values())]},
-        rois={subject: rois},
-        channels=[],
-        positions=[],
-        sampling_rate=0.0,
-        start=0.0,
-        image_shape=[],
-        embedding_width=0,
-        embedding_space="none",
-        train_samples={subject: 0},
-        classes=[],
-        protocol="unknown",
-        fold=0,
-        folds=1,
-        preparation={},
-        training_set="unknown",
-        transductive=False,
-    )
 
 
 def _check_positions(file: PublishedFile) -> None:

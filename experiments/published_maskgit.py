@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from contracts import ContractError, DataError, Layout
-from experiments.published_files import Import, Names, PublishedFile, count
+from contracts import ContractError, DataError
+from experiments.published_files import Import, Names, PublishedFile, count, unknown_layout
 from lightning_modules.maskgit import MaskGIT
 from lightning_modules.networks.checkpoints import load_stage
 from lightning_modules.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def tokenizer(file: PublishedFile, *, size: int | None = None) -> Import:
     side = SIDE * factor if size is None else size
     if side < 1 or side % factor:
         raise DataError(f"{file.path}: a code stands for {factor} x {factor} pixels, which do not divide --size {side}")
-    stage = Tokenizer(_layout(side), architecture="maskgit_vqgan", options=options)
+    stage = Tokenizer(unknown_layout("pictures", size=side), architecture="maskgit_vqgan", options=options)
     return Import(stage, stage.network, weights=weights, renamed=renamed)
 
 
@@ -166,7 +166,7 @@ def transformer(
     inputs = _embedding_width(file, weights, asked=embedding_width)
     path, image_shape = _tokenizer(file, tokenizer)
     stage = MaskGIT(
-        _layout(image_shape[1], embedding_width=inputs),
+        unknown_layout("pictures", size=image_shape[1], embedding_width=inputs),
         tokenizer=path,
         width=width,
         depth=count(weights, r"transformer\.blocks\.(\d+)\."),
@@ -241,27 +241,3 @@ def _condition(classes: Tensor, inputs: int) -> dict[str, Tensor]:
     # the same file gives the same checkpoint
     noise = torch.randn(len(bias), inputs, generator=torch.Generator().manual_seed(0))
     return {"condition.weight": CONDITION_SCALE * bias.square().mean().sqrt() * noise, "condition.bias": bias}
-
-
-def _layout(size: int, *, embedding_width: int = 0) -> Layout:
-    return Layout(
-        modality="image",
-        subjects=["pictures"],
-        shape={"pictures": [3, size, size]},
-        rois={"pictures": {}},
-        channels=[],
-        positions=[],
-        sampling_rate=0.0,
-        start=0.0,
-        image_shape=[3, size, size],
-        embedding_width=embedding_width,
-        embedding_space="unknown" if embedding_width else "none",
-        train_samples={"pictures": 0},
-        classes=[],
-        protocol="unknown",
-        fold=0,
-        folds=1,
-        preparation={},
-        training_set="unknown",
-        transductive=False,
-    )

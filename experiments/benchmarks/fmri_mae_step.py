@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +18,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from contracts import Batch, Layout, UserError
+from experiments.benchmarks.in_turns import in_turns, ratio, seconds_and_memory
 from lightning_modules import FmriMAE
 
 GOD_SUBJECT_2 = (757, 727, 603, 416, 372, 124, 576, 829)
@@ -62,15 +59,7 @@ def fmri_mae_step(
     if implementation is not None:
         print(json.dumps(_measure(implementation, **options)))
         return
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
-    for _ in range(rounds):
-        for name, results in found.items():
-            words = [
-                f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in options.items()
-            ]
-            command = [sys.executable, "-m", __spec__.name, f"--implementation={name}", *words]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            results.append(json.loads(printed.splitlines()[-1]))
+    found = in_turns(__spec__.name, ["ours", "plain"], rounds=rounds, **options)
     weights = found["ours"][0]["weights"]
     print(f"{weights / 1e6:.2f} million weights, batch {batch_size}, {device}, ours in {precision}, compile={compile}")
     for name, results in found.items():
@@ -81,9 +70,8 @@ def fmri_mae_step(
             f"| {name} | {statistics.median(seconds):.3f} ({seconds[0]:.3f} .. {seconds[-1]:.3f}) | {memory:.2f} | "
             f"{rate / 1e12:.3f} |"
         )
-    ratios = [a["seconds"] / b["seconds"] for a, b in zip(found["ours"], found["plain"], strict=True)]
     difference = abs(found["ours"][0]["loss"] / found["plain"][0]["loss"] - 1)
-    print(f"ours / plain: {statistics.median(ratios):.2f}; first losses differ by {difference:.1e}")
+    print(f"ours / plain: {ratio(found):.2f}; first losses differ by {difference:.1e}")
 
 
 def make_model(*, width: int, depth: int, decoder_width: int, decoder_depth: int, num_heads: int) -> FmriMAE:
@@ -198,20 +186,10 @@ def _measure(
 
     with FlopCounterMode(display=False) as counter:
         first = _step(loss, optimiser)
-    finish: Callable[[], Any] = torch.cuda.synchronize if device == "cuda" else lambda: None
-    finish()
-    started = time.perf_counter()
-    _step(loss, optimiser)
-    finish()
-    seconds = time.perf_counter() - started
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if device == "cuda"
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
+    measured = seconds_and_memory(lambda: _step(loss, optimiser), device)
     weights = sum(parameter.numel() for parameter in model.parameters())
     flop = counter.get_total_flops()
-    return {"seconds": seconds, "memory": peak / 1e9, "loss": first, "weights": weights, "flop": flop}
+    return {**measured, "loss": first, "weights": weights, "flop": flop}
 
 
 def _step(loss: Callable[[], Tensor], optimiser: torch.optim.Optimizer) -> float:

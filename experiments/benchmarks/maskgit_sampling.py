@@ -8,12 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,6 +18,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from contracts import Layout, UserError
+from experiments.benchmarks.in_turns import in_turns, ratio, seconds_and_memory
 from lightning_modules import MaskGIT
 from lightning_modules.networks.token_sampling import hidden_after, sample_codes
 
@@ -65,15 +61,7 @@ def maskgit_sampling(
     if implementation is not None:
         print(json.dumps(_measure(implementation, **options)))
         return
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
-    for _ in range(rounds):
-        for name, results in found.items():
-            words = [
-                f"--{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in options.items()
-            ]
-            command = [sys.executable, "-m", __spec__.name, f"--implementation={name}", *words]
-            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            results.append(json.loads(printed.splitlines()[-1]))
+    found = in_turns(__spec__.name, ["ours", "plain"], rounds=rounds, **options)
     codes = batch_size * samples * (size // 16) ** 2
     print(f"{batch_size} embeddings, {samples} pictures each, T={steps}, {device}, {precision}, compile={compile}")
     for name, results in found.items():
@@ -83,8 +71,7 @@ def maskgit_sampling(
         print(
             f"| {name} | {middle:.2f} ({seconds[0]:.2f} .. {seconds[-1]:.2f}) | {codes / middle:.0f} | {memory:.2f} |"
         )
-    ratios = [a["seconds"] / b["seconds"] for a, b in zip(found["ours"], found["plain"], strict=True)]
-    print(f"ours / plain: {statistics.median(ratios):.2f}")
+    print(f"ours / plain: {ratio(found):.2f}")
 
 
 def make_model(*, size: int, depth: int, width: int, num_heads: int, samples: int, steps: int) -> MaskGIT:
@@ -215,18 +202,7 @@ def _measure(
 
     # compiled for the shapes that will come; without a compiler two steps warm up as well as eleven
     draw(steps if compile else 2)
-    finish: Callable[[], Any] = torch.cuda.synchronize if device == "cuda" else lambda: None
-    finish()
-    started = time.perf_counter()
-    draw(steps)
-    finish()
-    seconds = time.perf_counter() - started
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if device == "cuda"
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
-    return {"seconds": seconds, "memory": peak / 1e9}
+    return seconds_and_memory(lambda: draw(steps), device)
 
 
 if __name__ == "__main__":

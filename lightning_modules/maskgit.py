@@ -51,7 +51,8 @@ class MaskGIT(PictureStage):
         num_heads: Attention heads.
         mlp_width: Width inside the MLP of a block.
         dropout: Dropout of embeddings and blocks.
-        embedding_eps: Epsilon of the layer norm of the embeddings: 1e-12 as in MaskGIT, 1e-5 in LEA's code.
+        embedding_eps: Epsilon of the layer norm of the embeddings; None takes that of ``initialise_from``, else 1e-12
+            as in MaskGIT (1e-5 in LEA's code).
         mask_per: Whether a mask ratio belongs to a ``sample`` or to a ``batch``.
         min_mask_ratio: Smallest share of codes that is hidden.
         label_smoothing: Share of the target that is spread over all codes.
@@ -91,7 +92,7 @@ class MaskGIT(PictureStage):
         num_heads: int = 16,
         mlp_width: int = 3072,
         dropout: float = 0.01,
-        embedding_eps: float = 1e-12,
+        embedding_eps: float | None = None,
         mask_per: Literal["sample", "batch"] = "sample",
         min_mask_ratio: float = 0.5,
         label_smoothing: float = 0.1,
@@ -126,7 +127,7 @@ class MaskGIT(PictureStage):
             )
         if not layout["embedding_width"]:
             raise ContractError("MaskGIT needs embeddings of the pictures; choose --data.init_args.embedding.model")
-        if width % num_heads:
+        if num_heads < 1 or width % num_heads:
             raise ContractError(f"width must be a multiple of num_heads, found {width} and {num_heads}")
         if guidance and not condition_dropout:
             raise ContractError(f"guidance={guidance} needs a model trained with --model.init_args.condition_dropout")
@@ -144,6 +145,9 @@ class MaskGIT(PictureStage):
             seed=sampling_seed,
         )
         self._initial = self._initial_checkpoint(initialise_from)
+        if embedding_eps is None:
+            embedding_eps = 1e-12 if self._initial is None else self._initial["hyper_parameters"]["embedding_eps"]
+            self.hparams["embedding_eps"] = embedding_eps
         if tokenizer is None and self._initial is None:
             raise ContractError("MaskGIT needs a tokenizer: set --model.init_args.tokenizer to its checkpoint")
         self.tokenizer = self._tokenizer(tokenizer)
@@ -194,6 +198,9 @@ class MaskGIT(PictureStage):
             )
         if not torch.isfinite(embedding).all():
             raise ContractError("embeddings are NaN or infinite, so there is no picture of them")
+        # no picture is drawn with dropout, whoever asks
+        training = self.transformer.training
+        self.transformer.eval()
         sampled = sample_codes(
             self.transformer,
             self.condition(embedding),
@@ -202,6 +209,7 @@ class MaskGIT(PictureStage):
             options=self.sampler,
             without=self.no_condition,
         )
+        self.transformer.train(training)
         images = self.tokenizer.decode(rearrange(sampled.codes, "b s (i j) -> (b s) i j", i=self.side))
         return rearrange(images, "(b s) c h w -> b s c h w", b=len(embedding)), sampled.confidence
 

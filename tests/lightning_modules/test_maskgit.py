@@ -263,8 +263,9 @@ def test_the_output_carries_what_the_contract_says(stores: Path, codes: Path) ->
     assert output["image_embedding"] is batch["embedding"]
 
 
-def test_sampling_arguments_reach_the_sampler(stores: Path, codes: Path) -> None:
-    options: dict[str, Any] = {"order": "halton", "steps": 7, "samples": 2, "choice_temperature": 0.5, "guidance": 1.5}
+@pytest.mark.parametrize("order", ["confidence", "halton"])
+def test_sampling_arguments_reach_the_sampler(stores: Path, codes: Path, order: Any) -> None:
+    options: dict[str, Any] = {"order": order, "steps": 7, "samples": 2, "choice_temperature": 0.5, "guidance": 1.5}
     model = made(stores, codes, condition_dropout=0.1, sampling_seed=9, **options)
     batch = shown(pictured(stores), MaskGIT)
     with torch.no_grad():
@@ -273,7 +274,7 @@ def test_sampling_arguments_reach_the_sampler(stores: Path, codes: Path) -> None
             model.condition(batch["embedding"]),
             stimulus=batch["stimulus"],
             side=4,
-            options=type(model.sampler)(order="halton", steps=7, samples=2, temperature=0.5, guidance=1.5, seed=9),
+            options=type(model.sampler)(order=order, steps=7, samples=2, temperature=0.5, guidance=1.5, seed=9),
             without=model.no_condition,
         ).codes
         images = model.tokenizer.decode(expected.unflatten(2, (4, 4)).flatten(0, 1)).unflatten(0, (8, 2))

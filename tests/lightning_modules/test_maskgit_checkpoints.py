@@ -262,3 +262,22 @@ def test_embeddings_that_are_none_are_refused(stores: Path, finished: Path) -> N
         embedding[3, 5] = wrong
         with pytest.raises(ContractError, match="NaN or infinite"):
             model.generate(embedding, batch["stimulus"])
+
+
+def test_pictures_are_drawn_without_dropout_whatever_the_mode(finished: Path, stores: Path) -> None:
+    model = loaded(finished, dropout=0.5)
+    expected = pictures(model, stores)
+    batch = shown(pictured(stores), MaskGIT)
+    drawn, _ = model.train().generate(batch["embedding"], batch["stimulus"])
+    assert torch.equal(drawn, expected)
+    assert model.transformer.training
+
+
+def test_the_epsilon_of_the_embeddings_is_that_of_the_weights_unless_given(
+    stores: Path, codes: Path, tmp_path: Path
+) -> None:
+    begin = maskgit(pictured(stores), tmp_path / "begin.ckpt", tokenizer=str(codes), embedding_eps=1e-3)
+    for given, expected in ((None, 1e-3), (1e-2, 1e-2)):
+        model = new(stores, initialise_from=str(begin), embedding_eps=given)
+        assert model.transformer.norm.eps == model.hparams["embedding_eps"] == expected
+    assert new(stores, tokenizer=str(codes)).transformer.norm.eps == 1e-12

@@ -30,6 +30,8 @@ DEMO_STAGES := $(patsubst %,configs/stage/%.yaml,ridge_direct contrastive)
 # the image space that Phantom's data files name, made on first use
 CLIP := runs/phantom_pictures/all/clip/default/open_clip
 NEEDED_CLIP = $(if $(filter $(DATA_FILE) $(DATA_FILES),$(PHANTOM)),$(CLIP))
+# a file of tests stays in one process; networks this small are fastest on one core
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile
 comma := ,
 empty :=
 space := $(empty) $(empty)
@@ -106,11 +108,11 @@ lint: setup ## ruff and mypy
 
 .PHONY: test
 test: lint ## lint, types and tests; what takes longer is in test-full
-	$(BIN)/pytest -m "not full" $(ARGS)
+	$(PYTEST) -m "not full" $(ARGS)
 
 .PHONY: test-full
 test-full: lint ## everything
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 .PHONY: clean
 clean: ## remove .venv and caches; data/ and runs/ stay

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
+from callbacks import Score, read_scores
 from experiments.cli import main
 from lightning_modules import LEA, MaskGIT
-from tests.experiments.launching import CONFIGS
+from tests.experiments.launching import CONFIGS, launch, several
 
 # what was trained for an epoch sees little in a recording, and the score of its reliability says so
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise gives pictures as confident")
@@ -177,3 +179,27 @@ def test_the_earlier_stage_of_all_people_is_that_of_the_same_name(neuroalign: Ca
     first, second = (weights_below(decoder["state_dict"], "tokenizer.") for decoder in decoders)
     assert any(not torch.equal(first[name], second[name]) for name in first)
     assert_taken(loaded("lea", "sub-02", "b"), decoders[1], "maskgit.")
+
+
+def test_pictures_and_scores_are_those_of_one_process_and_any_batch_size(neuroalign: Call, folder: Path) -> None:
+    if not run_of("lea", "sub-01").joinpath("final.ckpt").exists():
+        neuroalign(*grid('--subjects=["01"]'))
+    run = run_of("lea", "sub-01")
+    words = [f"--config={CONFIGS}/stage/lea.yaml", f"--data={DATA}", *PHANTOM, "--run.table=false", "--run.name=g"]
+    words += ['--data.init_args.subjects=["01"]']
+    found: list[tuple[dict[str, torch.Tensor], list[Score]]] = []
+    for trainer, batch_size in ((several(1), 16), (several(1), 1), (several(2), 3)):
+        for command in ("predict", "test"):
+            options = [*trainer, *words, f"--data.init_args.loader.batch_size={batch_size}"]
+            launch(folder, ["-W", "ignore", "-m", "experiments", command, *options])
+        found.append((load_file(run / "predictions.safetensors"), read_scores(run / "scores.json")))
+    (expected, scores), *others = found
+    assert {"01/generated", "01/noise.generated"} <= set(expected)
+    for pictures, theirs in others:
+        for name in (name for name in expected if name.endswith("generated")):
+            # a code whose probability lies at the edge may fall to either side of it
+            same = (pictures[name] == expected[name]).flatten(2).all(dim=2).float().mean()
+            assert same >= 0.99, name
+        assert [score.name for score in theirs] == [score.name for score in scores]
+        for score, other in zip(scores, theirs, strict=True):
+            assert other.value == pytest.approx(score.value, abs=1e-4), score.name

@@ -91,7 +91,9 @@ def _forget_arguments(parser_or_action: Any, previous: Any, value: Any) -> None:
     """Forget the arguments of a class when another one is named in its place."""
     if not previous or not previous.get("init_args"):
         return
-    if import_class(previous["class_path"]) is not import_class(value["class_path"]):
+    # options that are one dataclass have no class path
+    before, now = previous.get("class_path"), value.get("class_path")
+    if before is not None and now is not None and import_class(before) is not import_class(now):
         for key in list(previous["init_args"].keys()):
             del previous["init_args"][key]
 

@@ -16,6 +16,7 @@ from callbacks import Part, PictureNetwork, PictureScores, Score, average, load_
 from callbacks.metrics import class_scores, pixel_correlation, ssim
 from callbacks.perceptual import build_perceptual
 from contracts import ContractError, DataError, Gallery
+from experiments import arguments
 from tests.callbacks.pictures import (
     Net,
     Recorded,
@@ -291,7 +292,8 @@ def test_a_configuration_and_what_is_read_back_of_it() -> None:
       - {model: "torchvision:alexnet", layer: features.4, size: 256, name: alexnet_2}
       - {model: "torchvision:vit_h_14", scores: [], n_way: [[50, 1]]}
     """
-    parser = ArgumentParser()
+    # the command line changes how the parser treats the arguments of classes
+    parser: ArgumentParser = arguments.Parser()
     parser.add_class_arguments(PictureScores, "scores")
     config = parser.parse_object({"scores": yaml.safe_load(text)})
     made = parser.instantiate_classes(config).scores

@@ -148,10 +148,11 @@ def test_a_layout_of_odd_texts_survives_the_command_line(
 ) -> None:
     """Checksums and class names that look like numbers, dates or YAML stay what they are."""
     from datamodules import Phantom
+    from datamodules.core.image_space import ImageSpace
 
     odd = {"cleaning": "12345678", "recordings": "1e10", "rois": "null"}
     monkeypatch.setattr(Phantom, "_preparation", property(lambda self: odd))
-    monkeypatch.setattr(Phantom, "_training_set", property(lambda self: "00123456"))
+    monkeypatch.setattr(ImageSpace, "training_set", property(lambda self: "00123456"))
     neuroalign("fit")
     neuroalign("test")
     layout = torch.load(run_folder(tmp_path) / "final.ckpt", weights_only=True)["hyper_parameters"]["layout"]

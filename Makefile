@@ -21,7 +21,7 @@ PHANTOM := $(patsubst %,configs/data/%.yaml,phantom phantom_eeg phantom_meg)
 PROTOCOLS = $(wildcard configs/data/$(DATA).yaml configs/data/$(DATA)_*.yaml)
 DATA_FILES = $(if $(filter phantom,$(DATA)),$(PHANTOM),$(if $(wildcard configs/data/$(DATA).yaml),$(PROTOCOLS),$(DATA)))
 BRAIN_STAGES := $(patsubst %,configs/stage/%.yaml,ridge_lea ridge_mindvis ridge_direct)
-LEA_STAGES := $(patsubst %,configs/stage/%.yaml,lea ridge_mindvis ridge_direct ridge_pixels)
+LEA_STAGES := $(patsubst %,configs/stage/%.yaml,lea ridge_mindvis lea_direct ridge_pixels)
 # what the run of an earlier stage leaves for later ones (run:<stage> in their files, or run:all/<stage>)
 RUNS = runs/$(basename $(notdir $(DATA_FILE)))
 final = $(RUNS)/$(PEOPLE)/$(1)/default/final.ckpt
@@ -81,7 +81,8 @@ train-ridge-lea: $(call final,fmri_mae)
 train-ridge-mindvis: $(call final,mindvis)
 train-maskgit: $(call final,tokenizer)
 train-maskgit-full: $(call final,tokenizer_full)
-train-lea: $(call final,fmri_mae) $(call final_of_all,maskgit)
+train-lea: $(call final,fmri_mae)
+train-lea train-lea-direct: $(call final_of_all,maskgit)
 $(RUNS)/$(PEOPLE)/%/default/final.ckpt: | setup
 	$(MAKE) --no-print-directory train-$(subst _,-,$*) ARGS= RESUME=1 OVERWRITE=
 ifdef SUBJECT

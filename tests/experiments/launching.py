@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.cli import main
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -45,6 +47,18 @@ def launch(
             pytest.fail(f"still running after {timeout} s:\n{printed}")
     assert process.returncode == status if status is not None else process.returncode != 0, printed
     return printed
+
+
+def call(words: Sequence[str], capfd: pytest.CaptureFixture[str], *, status: int = 0) -> tuple[str, str]:
+    """Run a command in this process; returns what it printed, on both streams, whatever its status."""
+    try:
+        main(words)
+        found = 0
+    except SystemExit as error:
+        found = int(error.code or 0)
+    captured = capfd.readouterr()
+    assert found == status, captured.out + captured.err
+    return captured.out, captured.err
 
 
 def several(processes: int) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from experiments.cli import main
+from tests.experiments import launching
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -35,14 +36,7 @@ def neuroalign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
         words = [command, f"--config={CONFIGS}/trainer/cpu.yaml", f"--config={CONFIGS}/stage/ridge_direct.yaml"]
         words += [] if data is None else [f"--data={data}"]
         words += [*TINY, *args] if data and data.endswith("phantom.yaml") else list(args)
-        try:
-            main(words)
-            found = 0
-        except SystemExit as error:
-            found = int(error.code or 0)
-        captured = capfd.readouterr()
-        assert found == status, captured.out + captured.err
-        return captured.out + captured.err
+        return "".join(launching.call(words, capfd, status=status))
 
     return call
 

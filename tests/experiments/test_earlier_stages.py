@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from experiments.cli import main
+from tests.experiments import launching
 from tests.experiments.launching import CONFIGS
 from tests.formats import pieman
 
@@ -49,14 +49,8 @@ def neuroalign(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     shutil.rmtree("runs", ignore_errors=True)
 
     def call(*words: str, status: int = 0) -> str:
-        try:
-            main(words)
-            found = 0
-        except SystemExit as error:
-            found = int(error.code or 0)
-        captured = capfd.readouterr()
-        assert found == status, captured.out + captured.err
-        return captured.out if status == 0 else captured.err
+        out, err = launching.call(words, capfd, status=status)
+        return out if status == 0 else err
 
     return call
 

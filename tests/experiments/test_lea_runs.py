@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 from callbacks import Score, read_scores
-from experiments.cli import main
 from lightning_modules import LEA, MaskGIT
+from tests.experiments import launching
 from tests.experiments.launching import CONFIGS, launch, several
 
 # what was trained for an epoch sees little in a recording, and the score of its reliability says so
@@ -56,14 +56,8 @@ def neuroalign(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     monkeypatch.chdir(folder)
 
     def call(*words: str, status: int = 0) -> str:
-        try:
-            main(words)
-            found = 0
-        except SystemExit as error:
-            found = int(error.code or 0)
-        captured = capfd.readouterr()
-        assert found == status, captured.out + captured.err
-        return captured.out if status == 0 else captured.err
+        out, err = launching.call(words, capfd, status=status)
+        return out if status == 0 else err
 
     return call
 

@@ -31,7 +31,9 @@ class PixelRidge(RidgeAlignment):
 
     def __init__(self, layout: Layout, *, side: int = 64, **kwargs: Any) -> None:
         shape = layout["image_shape"]
-        if not shape or shape[1] != shape[2] or side < 1:
+        if not shape:
+            raise ContractError("PixelRidge predicts pictures, and these data have none; choose another --data")
+        if shape[1] != shape[2] or side < 1:
             raise ContractError(
                 f"PixelRidge needs square pictures of one size and a side of at least 1, found {shape} and {side}; set "
                 "--data.init_args.views.size"

@@ -322,8 +322,15 @@ def test_pixels_are_those_of_scikit_learn(stores: Path, tmp_path: Path, side: in
     assert outputs[0]["image"].shape[1:] == (3, 8, 8)
 
 
-@pytest.mark.parametrize(("shape", "side"), [([], 4), ([3, 8, 12], 4), ([3, 8, 8], 0)])
-def test_pixels_need_square_pictures(shape: list[int], side: int) -> None:
+@pytest.mark.parametrize(
+    ("shape", "side", "message"),
+    [
+        ([], 4, r"these data have none; choose another --data"),
+        ([3, 8, 12], 4, r"needs square pictures .*set --data\.init_args\.views\.size"),
+        ([3, 8, 8], 0, r"a side of at least 1, found \[3, 8, 8\] and 0"),
+    ],
+)
+def test_pixels_need_square_pictures(shape: list[int], side: int, message: str) -> None:
     layout: Layout = {**made_up({"01": [4]}), "image_shape": shape}
-    with pytest.raises(ContractError, match=r"needs square pictures .*set --data\.init_args\.views\.size"):
+    with pytest.raises(ContractError, match=message):
         PixelRidge(layout, side=side)

@@ -222,7 +222,9 @@ def kill_and_resume(
     def checkpoint(run: str) -> Path:
         return run_of(place, "other", run, VARIANTS[name][0]) / "final.ckpt"
 
-    unbroken, run, often = f"unbroken-{processes}", f"killed-{processes}-{share}", f"--run.checkpoint_minutes={minutes}"
+    # variants of one stage share its folder
+    unbroken, run = f"unbroken-{name}-{processes}", f"killed-{name}-{processes}-{share}"
+    often = f"--run.checkpoint_minutes={minutes}"
     if (name, processes) not in hooks:
         start(unbroken, "--run.checkpoint_minutes=0")
         hooks[name, processes] = int((place / "passed.txt").read_text())

@@ -39,6 +39,19 @@ def by_sample(function: Callable[[Tensor], Tensor], pictures: UInt8[Tensor, "b s
     return rearrange(found, "(b s) ... -> b s ...", s=pictures.shape[1])
 
 
+def embed_once(outputs: Output, name: str, embed: Callable[[Tensor], Tensor]) -> Tensor:
+    """Embed the pictures of an entry, ``(B, 3, H, W)`` or ``(B, S, 3, h, w)``; a batch is embedded once for all scores.
+
+    What is found is put into the output as ``embedding.<name>``: every callback of a run is given the same one, and a
+    network may take longer than all else that is done with a batch.
+    """
+    key = f"embedding.{name}"
+    if key not in outputs:
+        pictures = outputs[name]
+        outputs[key] = embed(pictures) if pictures.ndim == 4 else by_sample(embed, pictures)
+    return outputs[key]
+
+
 def by_pair(
     function: Callable[[Tensor, Tensor], Tensor], generated: Tensor, seen: Tensor, *, at_once: int = 16
 ) -> Tensor:

@@ -30,6 +30,7 @@ from callbacks.picture_reduction import (
     by_pair,
     by_sample,
     check_output,
+    embed_once,
     embedded_pairs,
     has,
     joined,
@@ -157,8 +158,8 @@ class PictureScores(ScoreCallback):
             kept |= reduce_pixels(outputs, size=self.size, pixels=self.pixels)
         embed = self._context.embed if self._context is not None else None
         if "embedding" in self.chosen and embed is not None:
-            kept["embedding.seen"] = embed(seen)
-            kept["embedding.generated"] = by_sample(embed, generated)
+            kept["embedding.seen"] = embed_once(outputs, SEEN, embed)
+            kept["embedding.generated"] = embed_once(outputs, GENERATED, embed)
         for network_features in self._features:
             key = network_features.spec.key
             kept[f"{key}.seen"] = network_features(seen)

@@ -14,7 +14,7 @@ from torch import Tensor
 from callbacks.metrics.picture_pairs import Resampling, mean_of_pairs, two_way_of_pairs, unit_or_zero
 from callbacks.metrics.ranks import CHANCE_TWO_WAY
 from callbacks.metrics.resampling import Estimate
-from callbacks.picture_reduction import GENERATED, SEEN, by_sample, embedded_pairs, has, joined, pixels_key
+from callbacks.picture_reduction import GENERATED, SEEN, embed_once, embedded_pairs, has, joined, pixels_key
 from callbacks.pictures import noted, pixel_pairs, reduce_pixels
 from callbacks.score import Part, ScoreCallback, subjects_of, to_score
 from contracts import Output, Score
@@ -92,14 +92,14 @@ class Reliability(ScoreCallback):
         kept: Output = {}
         embed = self._context.embed if self._context is not None else None
         if embed is not None:
-            kept["embedding.seen"] = embed(outputs[SEEN])
+            kept["embedding.seen"] = embed_once(outputs, SEEN, embed)
         for begin in CONDITIONS.values():
             generated, confidence = f"{begin}{GENERATED}", f"{begin}confidence"
             if generated not in outputs:
                 continue
             kept |= reduce_pixels(outputs, size=None, pixels=self.pixels, generated=generated)
             if embed is not None:
-                kept[f"embedding.{generated}"] = by_sample(embed, outputs[generated])
+                kept[f"embedding.{generated}"] = embed_once(outputs, generated, embed)
             if confidence in outputs:
                 kept[confidence] = outputs[confidence]
         return kept

@@ -38,14 +38,14 @@ class PixelRidge(RidgeAlignment):
                 f"PixelRidge needs square pictures of one size and a side of at least 1, found {shape} and {side}; set "
                 "--data.init_args.views.size"
             )
-        self_side = min(side, shape[1])
-        pixels: Layout = {**layout, "embedding_width": 3 * self_side**2, "embedding_space": "pixels"}
+        used = min(side, shape[1])
+        pixels: Layout = {**layout, "embedding_width": 3 * used**2, "embedding_space": "pixels"}
         super().__init__(pixels, **kwargs)
         # a checkpoint is about the data as they are; asked for by name: RidgeAlignment does not see them where a
         # wrapper checks the types of its arguments
         self.save_hyperparameters("layout", "side")
         self.layout = layout
-        self.side = self_side
+        self.side = used
         self.provides = {  # type: ignore[misc]  # its embeddings are pixels, which no gallery of the data holds
             "validation": frozenset({"signal", "predicted_signal"}),
             "test": frozenset({"signal", "predicted_signal", "image", "generated"}),

@@ -98,7 +98,8 @@ def sample_codes(
     dtype = torch.promote_types(condition.dtype, torch.float32)
     # integers are hashed the same everywhere, but drawn on the CPU nothing of a device can come in
     drawn = torch.stack([_uniform(stimulus.cpu(), s, n=n, options=options) for s in range(samples)], dim=1)
-    uniform = rearrange(drawn, "b s t two n -> t two (b s) n").to(device, dtype)
+    # the largest of them would be rounded to 1 in float32, whose Gumbel noise is infinite
+    uniform = rearrange(drawn, "b s t two n -> t two (b s) n").to(device, dtype).clamp(max=1 - 2.0**-24)
     given = repeat(condition, "b w -> (b s) w", s=samples)
     codes = torch.full((len(given), n), transformer.codes, device=device)
     logp = torch.zeros(len(given), n, device=device, dtype=dtype)

@@ -15,7 +15,17 @@ from torch import Tensor
 from callbacks import PictureScores, Reliability, Score, load_part, save_part
 from callbacks.reliability import diversity
 from contracts import Output
-from tests.callbacks.pictures import decoded, grey_mean, output, part_of, photographs
+from tests.callbacks.pictures import (
+    Recorded,
+    Replay,
+    context,
+    decoded,
+    grey_mean,
+    output,
+    part_of,
+    photographs,
+    trainer,
+)
 
 NUMBER = 24
 
@@ -140,3 +150,23 @@ def test_scores_of_a_file_are_the_same(seen: Tensor, tmp_path: Path) -> None:
     part = part_of(callback, controlled(seen), embed=grey_mean)
     save_part(tmp_path / "outputs.safetensors", part)
     assert callback.evaluate([load_part(tmp_path / "outputs.safetensors")]) == callback.evaluate([part])
+
+
+def test_pictures_are_embedded_once_for_all_scores(seen: Tensor, tmp_path: Path) -> None:
+    embedded = []
+
+    def embed(pictures: Tensor) -> Tensor:
+        embedded.append(len(pictures))
+        return grey_mean(pictures)
+
+    outputs = controlled(seen, 3)
+    names = frozenset(outputs)
+    about = context(embed=embed)
+    both = (PictureScores(scores=["embedding"]), Reliability(permutations=9, bootstraps=9))
+    data = Recorded([outputs], about, batch_size=8)
+    trainer(tmp_path, *both).test(Replay(about.layout, names), datamodule=data, verbose=False)
+    # what was seen, and 3 pictures of each sample from recordings and three conditions
+    assert sum(embedded) == len(seen) * (1 + 4 * 3)
+    found = [by_name(callback.scores) for callback in both]
+    space = f"embedding ({len(seen)})"
+    assert found[0]["two_way", space].value == found[1]["real_two_way", space].value

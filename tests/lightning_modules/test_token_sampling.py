@@ -381,3 +381,22 @@ def test_guidance_needs_an_embedding_of_no_condition() -> None:
         sample_codes(
             transformer(), conditions(2), stimulus=STIMULUS[:2], side=SIDE, options=SamplerOptions(guidance=1.0)
         )
+
+
+@pytest.mark.parametrize("stimulus", [74442, 567976])
+def test_the_largest_random_number_has_finite_noise(stimulus: int) -> None:
+    """Of the numbers of these stimuli one is 1 - 2^-24, to which half a step is added; float32 would make it 1."""
+    options = SamplerOptions(steps=2, samples=1, temperature=0.0)
+    numbers = row_uniform(torch.tensor([stimulus]), 2 * 2 * 25, seed=0, epoch=0, stream=0)
+    assert float(numbers.max()) == 1 - 2.0**-24
+    codes = [
+        sample_codes(
+            transformer(5, dtype=dtype),
+            conditions(4, dtype),
+            stimulus=torch.full((4,), stimulus),
+            side=5,
+            options=options,
+        ).codes
+        for dtype in (torch.float32, torch.float64)
+    ]
+    assert torch.equal(*codes)

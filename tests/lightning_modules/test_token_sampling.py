@@ -389,14 +389,9 @@ def test_the_largest_random_number_has_finite_noise(stimulus: int) -> None:
     options = SamplerOptions(steps=2, samples=1, temperature=0.0)
     numbers = row_uniform(torch.tensor([stimulus]), 2 * 2 * 25, seed=0, epoch=0, stream=0)
     assert float(numbers.max()) == 1 - 2.0**-24
-    codes = [
-        sample_codes(
-            transformer(5, dtype=dtype),
-            conditions(4, dtype),
-            stimulus=torch.full((4,), stimulus),
-            side=5,
-            options=options,
-        ).codes
+    given: dict[str, Any] = {"stimulus": torch.full((4,), stimulus), "side": 5, "options": options}
+    single, double = (
+        sample_codes(transformer(5, dtype=dtype), conditions(4, dtype), **given).codes
         for dtype in (torch.float32, torch.float64)
-    ]
-    assert torch.equal(*codes)
+    )
+    assert torch.equal(single, double)

@@ -115,7 +115,7 @@ class BrainDataModule(Converted):
             tested = trials["number"][split_trials(trials, self.store.stimuli["class"], self.split) == "test"]
         else:
             # whatever is not marked for training, be it another part than the one tested now
-            tested = trials["number"][trials["split"] != "train"]
+            tested = trials["number"][~trials["split"].isin(self.split.trained.split("+"))]
         return frozenset(tested) | frozenset(self.trials["number"][self.trials["side"] == "test"])
 
     @property
@@ -202,7 +202,7 @@ class BrainDataModule(Converted):
             embedding_space=self.space.name,
             train_samples={name: len(person.rows["train"]) for name, person in self.prepared.items()},
             classes=self.classes,
-            protocol=self.split.protocol + ("" if self.split.tested == "test" else f", tested on {self.split.tested}"),
+            protocol=self.split.name,
             fold=self.split.fold,
             folds=self.folds,
             preparation=self._preparation,

@@ -25,8 +25,9 @@ class SplitOptions:
             ``by_run``: no run on two sides, ``by_subject``: no person on two sides; the same stimuli are met again.
             ``leave_one_repetition_out``: fold f tests on repetition f of every picture; the same pictures
             are seen in training.
-        tested: Part of the data set's trials to test on; GOD also has ``imagery``. Trials that are neither this
-            nor ``train`` are left out.
+        trained: Part of the data set's trials to train on, or several joined by ``+``; THINGS-MEG marks those of
+            concepts that are tested, which were trained on as published, as another part than ``train``.
+        tested: The same of testing; GOD also has ``imagery``. Trials of no such part are left out.
         folds: 0 for the data set's own division, else the number of folds (``leave_one_repetition_out``
             takes it from the data).
         fold: Which fold to test on, from 0.
@@ -35,11 +36,19 @@ class SplitOptions:
     """
 
     protocol: Protocol = "by_stimulus"
+    trained: str = "train"
     tested: str = "test"
     folds: int = 0
     fold: int = 0
     validation: float = 0.1
     seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The protocol as it is printed with every score, with the parts that are not the usual ones."""
+        trained = "" if self.trained == "train" else f", trained on {self.trained}"
+        tested = "" if self.tested == "test" else f", tested on {self.tested}"
+        return self.protocol + trained + tested
 
 
 def number_of_folds(trials: pd.DataFrame, options: SplitOptions) -> int:
@@ -68,9 +77,12 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
         raise DataError(f"split.fold must be 0..{folds - 1} under {options.protocol}, found {options.fold}")
     if not 0 <= options.validation < 1:
         raise DataError(f"split.validation is a share of the training stimuli, 0 <= v < 1, found {options.validation}")
-    if options.tested != "test" and options.tested not in set(trials["split"]):
-        raise DataError(f"{_nothing('test', trials, options)}; change --data.init_args.split.tested")
-    used = trials["split"].isin(["train", options.tested])
+    trained, tested = options.trained.split("+"), options.tested.split("+")
+    marked = {"train", "test", *trials["split"]}
+    if not {*trained, *tested} <= marked or {*trained} & {*tested}:
+        name, argument = ("train", "trained") if {*trained} - marked else ("test", "tested")
+        raise DataError(f"{_nothing(name, trials, options)}; change --data.init_args.split.{argument}")
+    used = trials["split"].isin([*trained, *tested])
     unit = _unit(trials, classes, options)
     if options.protocol == "by_class" and (unit[used] == "").any():
         raise DataError("split.protocol=by_class needs a class name for every stimulus; this data set lacks some")
@@ -79,7 +91,7 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
     elif options.folds:
         test = used & (unit.map(_assign(unit[used], folds, options.seed)) == options.fold)
     else:
-        test = trials["split"] == options.tested
+        test = trials["split"].isin(tested)
     train = used & ~test
     side = np.select([test, train], ["test", "train"], "").astype(object)
     if options.protocol != "leave_one_repetition_out":
@@ -104,7 +116,10 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
 
 def _nothing(name: str, trials: pd.DataFrame, options: SplitOptions) -> str:
     marks = ", ".join(f"{count} {mark}" for mark, count in trials["split"].value_counts().items())
-    return f"no {name} trials under {options.protocol} (tested: {options.tested}): the data set marks {marks} trials"
+    return (
+        f"no {name} trials under {options.protocol} (trained: {options.trained}, tested: {options.tested}): the data set "
+        f"marks {marks} trials"
+    )
 
 
 def _unit(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOptions) -> pd.Series[Any]:

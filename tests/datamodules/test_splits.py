@@ -231,7 +231,22 @@ def test_trials_of_another_part_are_on_no_side(tested: str, numbers: range, fold
 def test_an_unknown_part_names_those_there_are(folds: int) -> None:
     trials = imagery()
     counts = trials["split"].value_counts()
-    with pytest.raises(DataError, match=r"no test trials under by_stimulus \(tested: dreams\)") as raised:
+    with pytest.raises(DataError, match=r"no test trials under by_stimulus \(trained: train, tested: dreams\)") as raised:
         split_trials(trials, CLASSES, SplitOptions(tested="dreams", folds=folds))
     for name in ("train", "test", "imagery"):
         assert f"{counts[name]} {name}" in str(raised.value)
+
+
+def test_parts_are_joined_by_plus_on_both_sides() -> None:
+    trials = imagery()
+    options = SplitOptions(trained="train+imagery", validation=0.0)
+    found = sides(trials, options)
+    assert found["test"] == set(range(16, 20))
+    assert found["train"] == {*range(16), *range(20, 24)}
+    assert options.name == "by_stimulus, trained on train+imagery"
+    both = sides(trials, SplitOptions(tested="test+imagery", validation=0.0))
+    assert both == {"train": set(range(16)), "validation": set(), "test": set(range(16, 24))}
+    with pytest.raises(DataError, match=r"no train trials .*split\.trained"):
+        split_trials(trials, CLASSES, SplitOptions(trained="train+dreams"))
+    with pytest.raises(DataError, match="trained: train, tested: train"):
+        split_trials(trials, CLASSES, SplitOptions(tested="train"))

@@ -117,8 +117,8 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
 def _nothing(name: str, trials: pd.DataFrame, options: SplitOptions) -> str:
     marks = ", ".join(f"{count} {mark}" for mark, count in trials["split"].value_counts().items())
     return (
-        f"no {name} trials under {options.protocol} (trained: {options.trained}, tested: {options.tested}): the data set "
-        f"marks {marks} trials"
+        f"no {name} trials under {options.protocol} (trained: {options.trained}, tested: {options.tested}): the data "
+        f"set marks {marks} trials"
     )
 
 

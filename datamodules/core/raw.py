@@ -15,19 +15,39 @@ from jaxtyping import Float, Shaped, UInt8
 
 
 @dataclass(frozen=True)
+class HDF5Pictures:
+    """Pictures in a table of an HDF5 file, which stays where it is and is read one picture at a time.
+
+    Attributes:
+        path: The file, ``.hdf5`` or ``.h5``.
+        dataset: Its table: ``(N, H, W, 3)``, ``(N, 3, H, W)`` or grey ``(N, H, W)``; uint8, or floating point in
+            0..1, which is rounded to the 256 steps of uint8.
+        rows: Row of each picture, from 0; only these are used.
+    """
+
+    path: Path
+    dataset: str
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        """Number of pictures that are used."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
 class Stimuli:
     """Pictures, or whatever else was perceived (a moment of a story, rest), once each.
 
     Attributes:
         id: Name of each stimulus, unique in the data set; what ``Trials.stimulus`` refers to.
-        image: The pictures: uint8 arrays ``(N, H, W, 3)`` or grey ``(N, H, W)``, or one file path each; None
-            where the data set has none.
+        image: The pictures: uint8 arrays ``(N, H, W, 3)`` or grey ``(N, H, W)``, one file path each, or rows of a
+            table in an HDF5 file; None where the data set has none.
         label: Class name of each picture, or empty for none.
         caption: One sentence for each picture, or empty for none.
     """
 
     id: Sequence[str]
-    image: UInt8[np.ndarray, "n h w 3"] | UInt8[np.ndarray, "n h w"] | Sequence[Path] | None
+    image: UInt8[np.ndarray, "n h w 3"] | UInt8[np.ndarray, "n h w"] | HDF5Pictures | Sequence[Path] | None
     label: Sequence[str] = ()
     caption: Sequence[str] = ()
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,13 +98,26 @@ def load_mat(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def load_torch(path: Path, *, plain_classes: Sequence[str] = ()) -> Any:
+def open_hdf5(path: Path) -> h5py.File:
+    """Open an HDF5 file for reading; the caller closes it.
+
+    Raises:
+        DataError: Missing, truncated, or another format.
+    """
+    try:
+        return h5py.File(existing(path), "r")
+    except OSError as error:
+        raise DataError(_damaged(path, error)) from error
+
+
+def load_torch(path: Path, *, plain_classes: Sequence[str] = (), mmap: bool = False) -> Any:
     """Read a ``torch.save`` file that holds tensors and plain containers only.
 
     Args:
         path: The file.
         plain_classes: Qualified names of classes whose instances are read as empty objects with their attributes;
             nothing of the real classes is imported or run.
+        mmap: Map the tensors instead of reading them, where the file allows it (a zip archive: torch 1.6 and later).
 
     Raises:
         DataError: Missing or truncated file, or a pickle that wants to call anything.
@@ -110,9 +125,19 @@ def load_torch(path: Path, *, plain_classes: Sequence[str] = ()) -> Any:
     stand_ins: list[Any] = [(type(name.rpartition(".")[2], (), {}), name) for name in plain_classes]
     try:
         with torch.serialization.safe_globals(stand_ins):
-            return torch.load(existing(path), map_location="cpu", weights_only=True)
+            zipped = mmap and zipfile.is_zipfile(existing(path))
+            return torch.load(existing(path), map_location="cpu", weights_only=True, mmap=zipped)
     except DataError:
         raise
+    except pickle.UnpicklingError as error:
+        # torch's own message recommends to run what the file holds
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted is None:
+            raise DataError(_damaged(path, error)) from error
+        raise DataError(
+            f"cannot read {path} ({path.stat().st_size} bytes): it holds code or objects of Python ({wanted[1]}), "
+            "which are never executed; fetch the file again from its source, or export plain tensors, numbers and text"
+        ) from None
     # torch reports refused pickles and damaged archives with many types: UnpicklingError, RuntimeError ...
     except Exception as error:
         raise DataError(_damaged(path, error)) from error

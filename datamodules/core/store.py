@@ -27,7 +27,8 @@ from rich.progress import track
 
 from contracts import DataError, Modality
 from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
-from datamodules.core.readers import existing, image_size, load_image, load_npy
+from datamodules.core.readers import existing, load_npy
+from datamodules.core.stimulus_pictures import StimulusPictures, write_stimuli
 
 FORMAT_VERSION = 1
 Array = NDArray[Any]
@@ -47,6 +48,7 @@ class BrainStore:
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder = folder
         self.root = root
+        self._pictures = StimulusPictures(folder, root)
         description = existing(folder / "dataset_description.json")
         try:
             self.description: dict[str, Any] = json.loads(description.read_text())
@@ -126,24 +128,11 @@ class BrainStore:
 
     def image(self, number: int) -> Array:
         """The picture with a stimulus number, RGB uint8 ``(H, W, 3)``."""
-        name, _, position = self.stimuli["image"].iloc[number].partition("#")
-        if not position:
-            return load_image(self.root / name)
-        image = self._pack(name)[int(position)]
-        return np.ascontiguousarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1))
+        return self._pictures.image(self.stimuli["image"].iloc[number])
 
     def image_size(self, number: int) -> tuple[int, int]:
         """Height and width of the picture with a stimulus number; pixels are not read."""
-        name, _, position = self.stimuli["image"].iloc[number].partition("#")
-        height, width = self._pack(name).shape[1:3] if position else image_size(self.root / name)
-        return height, width
-
-    def _pack(self, name: str) -> Array:
-        packs = self.__dict__.setdefault("_packs", {})
-        if name not in packs:
-            packs[name] = load_npy(self.folder / name, mmap=True)
-        pack: Array = packs[name]
-        return pack
+        return self._pictures.size(self.stimuli["image"].iloc[number])
 
 
 def write_store(
@@ -179,7 +168,7 @@ def write_store(
     try:
         for record in track(records, description=f"converting {name}", transient=True):
             if isinstance(record, Stimuli):
-                stimuli.append(_write_stimuli(folder, root, record, pack=packs))
+                stimuli.append(write_stimuli(folder, root, record, pack=packs))
                 packs += 1
             elif isinstance(record, SignalAxes):
                 axes[record.subject] = record
@@ -286,52 +275,6 @@ class _SignalWriter:
             "descr": np.lib.format.dtype_to_descr(self.dtype),
         }
         np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def _write_stimuli(folder: Path, root: Path, stimuli: Stimuli, *, pack: int) -> pd.DataFrame:
-    for name, column in (("image", stimuli.image), ("label", stimuli.label), ("caption", stimuli.caption)):
-        if column is not None and len(column) not in ((0, len(stimuli.id)) if name != "image" else (len(stimuli.id),)):
-            raise DataError(f"stimuli: {len(stimuli.id)} ids, but {len(column)} entries in {name!r}")
-    if stimuli.image is None:
-        places = [""] * len(stimuli.id)
-        hashes = [hashlib.sha256(name.encode()).hexdigest() for name in stimuli.id]
-    elif isinstance(stimuli.image, np.ndarray):
-        images = stimuli.image
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
-            raise DataError(
-                f"stimuli: pictures must be uint8 (N, H, W, 3) or (N, H, W), found {images.dtype} {images.shape}"
-            )
-        file = f"stimuli-{pack:02d}.npy"
-        np.save(folder / file, images, allow_pickle=False)
-        places = [f"{file}#{i}" for i in range(len(images))]
-        hashes = [hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest() for image in images]
-    else:
-        places = [_relative(path, root) for path in stimuli.image]
-        hashes = [hashlib.sha256(_existing_image(path).read_bytes()).hexdigest() for path in stimuli.image]
-    blank = [""] * len(stimuli.id)
-    return pd.DataFrame(
-        {
-            "id": list(stimuli.id),
-            "image": places,
-            "sha256": hashes,
-            "class": list(stimuli.label) or blank,
-            "caption": list(stimuli.caption) or blank,
-        }
-    )
-
-
-def _existing_image(path: Path) -> Path:
-    try:
-        return existing(path)
-    except DataError as error:
-        raise DataError(f"stimulus without image: {error}") from None
-
-
-def _relative(path: Path, root: Path) -> str:
-    try:
-        return path.absolute().relative_to(root.absolute()).as_posix()
-    except ValueError:
-        return path.absolute().as_posix()
 
 
 def _trial_table(trials: Trials) -> pd.DataFrame:

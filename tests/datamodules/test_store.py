@@ -305,10 +305,12 @@ def test_records_that_do_not_fit_are_refused_and_leave_nothing(
     assert [path.suffix for path in (tmp_path / "stores").iterdir()] == [".lock"]
 
 
-def test_a_picture_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+def test_picture_files_that_are_missing_are_counted(tmp_path: Path) -> None:
     records = experiment({"01": (3,)}, images=tmp_path / "pictures")
-    (tmp_path / "pictures" / "picture-004.png").unlink()
-    with pytest.raises(DataError, match=r"stimulus without image: no file .*picture-004\.png.*holds: picture-000"):
+    for number in (4, 9, 27):
+        (tmp_path / "pictures" / f"picture-{number:03d}.png").unlink()
+    expected = r"stimulus without image: 3 of 28 picture files are missing, .*picture-004\.png.*holds: picture-000"
+    with pytest.raises(DataError, match=expected):
         write(tmp_path, records)
 
 

@@ -33,10 +33,10 @@ def load_image_dict(path: Path) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
     """
     try:
         with existing(path).open("rb") as stream:
-            shape, dtype = _read_header(stream)
+            shape, dtype = read_header(stream)
             if shape != () or dtype != np.dtype(object):
                 raise DataError(f"{path}: expected one pickled dict of pictures, found an array {dtype} {shape}")
-            content = _PictureUnpickler(stream).load()
+            content = ArrayUnpickler(stream).load()
     except DataError:
         raise
     # a damaged or hostile pickle fails in any way: UnpicklingError, EOFError, TypeError, KeyError, MemoryError ...
@@ -50,7 +50,12 @@ def load_image_dict(path: Path) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
     return _pictures(path, content)
 
 
-def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and type from the head of a ``.npy`` file; raises whatever numpy raises.
+
+    Args:
+        stream: The file, at its start; is left behind the header.
+    """
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -61,28 +66,41 @@ def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-class _Inert:
+def unwrapped(content: object) -> object:
+    """Return the object that ``numpy.save`` wraps into an array of one element."""
+    wrapped = isinstance(content, PickledArray) and content.shape == () and type(content.data) is list
+    return content.data[0] if wrapped and len(content.data) == 1 else content  # type: ignore[attr-defined]
+
+
+class Inert:
     """Stands for one of numpy's constructors; without attributes, so that a pickle cannot change it."""
 
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
+        """Refuse.
+
+        Raises:
+            UnpicklingError: Always.
+        """
         raise pickle.UnpicklingError("the state of a constructor cannot be set")
 
 
-class _Dtype:
-    """What is kept of a ``numpy.dtype``: its code, such as ``u1``."""
+class PickledDtype:
+    """What is kept of a ``numpy.dtype``: its code, such as ``u1``, and its byte order, such as ``<``."""
 
-    __slots__ = ("code",)
+    __slots__ = ("code", "order")
 
     def __init__(self, code: object) -> None:
         self.code = code
+        self.order: object = "|"
 
-    def __setstate__(self, state: object) -> None:
-        """Byte order, fields and flags say nothing about single bytes."""
+    def __setstate__(self, state: Any) -> None:
+        """Take the byte order; fields and flags say nothing about plain numbers."""
+        self.order = state[1]
 
 
-class _Array:
+class PickledArray:
     """What is kept of a ``numpy.ndarray``."""
 
     __slots__ = ("data", "dtype", "fortran", "shape")
@@ -94,41 +112,54 @@ class _Array:
         self.data: Any = None
 
     def __setstate__(self, state: Any) -> None:
+        """Take what numpy writes of an array."""
         _, self.shape, self.dtype, self.fortran, self.data = state
 
 
-class _NewDtype(_Inert):
+class _MakeDtype(Inert):
     __slots__ = ()
 
-    def __call__(self, code: object, *_: object) -> _Dtype:
-        return _Dtype(code)
+    def __call__(self, code: object, *_: object) -> PickledDtype:
+        return PickledDtype(code)
 
 
-class _NewArray(_Inert):
+class _MakeArray(Inert):
     __slots__ = ()
 
-    def __call__(self, *_: object) -> _Array:
-        return _Array()
+    def __call__(self, *_: object) -> PickledArray:
+        return PickledArray()
 
 
 # the one written in Python: that in C fills a table as long as a damaged file says, until memory ends
-class _PictureUnpickler(pickle._Unpickler):
+class ArrayUnpickler(pickle._Unpickler):
+    """Reads containers, text, numbers and records of arrays; whatever else a pickle names is refused."""
+
     def find_class(self, module: str, name: str) -> Any:
+        """Return the inert record that stands for one of numpy's constructors.
+
+        Raises:
+            UnpicklingError: Any other name.
+        """
         if module == "numpy" and name == "dtype":
-            return _NewDtype()
+            return _MakeDtype()
         if module == "numpy" and name == "ndarray":
-            return _Inert()
+            return Inert()
         if module in ARRAY_MODULES and name == "_reconstruct":
-            return _NewArray()
+            return _MakeArray()
         raise pickle.UnpicklingError(f"it wants {module}.{name}")
 
 
 def _pictures(path: Path, content: object) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
     # numpy.save wraps the dict into an object array of one element
-    if isinstance(content, _Array) and content.shape == () and type(content.data) is list and len(content.data) == 1:
+    if (
+        isinstance(content, PickledArray)
+        and content.shape == ()
+        and type(content.data) is list
+        and len(content.data) == 1
+    ):
         content = content.data[0]
     if type(content) is not dict:
-        kind = "an array" if isinstance(content, _Array) else f"a {type(content).__name__}"
+        kind = "an array" if isinstance(content, PickledArray) else f"a {type(content).__name__}"
         raise DataError(f"{path}: expected a pickled dict of pictures, found {kind}")
     pictures = {}
     for name, array in content.items():
@@ -139,9 +170,9 @@ def _pictures(path: Path, content: object) -> dict[str, UInt8[np.ndarray, "h w 3
 
 
 def _picture(place: str, array: object) -> UInt8[np.ndarray, "h w 3"]:
-    if not isinstance(array, _Array):
+    if not isinstance(array, PickledArray):
         raise DataError(f"{place}: expected uint8 (H, W, 3), found a {type(array).__name__}")
-    code = array.dtype.code if isinstance(array.dtype, _Dtype) else None
+    code = array.dtype.code if isinstance(array.dtype, PickledDtype) else None
     shape = array.shape if type(array.shape) is tuple else ()
     regular = len(shape) == 3 and all(type(size) is int and size > 0 for size in shape) and shape[2] == 3
     if code not in ("u1", "|u1") or not regular:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from rich.progress import track
-from torch import Tensor
 
 from contracts import DataError
 from datamodules.core.atomic import build_once
+from datamodules.core.cleaning import (
+    CHUNK,
+    CleaningOptions,
+    Whiteners,
+    ZScores,
+    fit_cleaning,
+    group_rows,
+    mean_and_sd,
+    resolution,
+)
 from datamodules.core.readers import load_npy, load_npz
 from datamodules.core.splits import SPLIT_NAMES
 from datamodules.core.store import BrainStore
@@ -28,19 +34,13 @@ Array = NDArray[Any]
 Average = int | Literal["all"]
 PublishedNormalisation = Literal["none", "training", "all"]
 """Where the one mean and SD of ``normalise: mindvis`` come from (``BrainDataModule.published_normalisation``)."""
-CHUNK = 256
-"""Trials that are read, cleaned and averaged at a time; bounds the memory of a conversion."""
 
 
 @dataclass(frozen=True)
-class SampleOptions:
-    """How trials become samples.
+class SampleOptions(CleaningOptions):
+    """How trials become samples: cleaned as ``CleaningOptions`` says, then averaged, then normalised.
 
     Attributes:
-        cleaning: ``zscore_session`` or ``zscore_run``: each feature to mean 0 and SD 1 within a session (or
-            run of a session), which removes differences in gain between them; ``none``.
-        cleaning_fit: ``train``: statistics from the session's training trials only; a session without any
-            is refused. ``all``: from all of its trials, which marks the scores as transductive.
         average_train: Training trials of a stimulus to average into one sample, in order of acquisition;
             1 keeps single trials, ``all`` averages all there are.
         average_test: The same for validation and test.
@@ -53,8 +53,6 @@ class SampleOptions:
             them 0 in every sample, so that they say nothing.
     """
 
-    cleaning: Literal["none", "zscore_session", "zscore_run"] = "none"
-    cleaning_fit: Literal["train", "all"] = "train"
     average_train: Average = 1
     average_test: Average = "all"
     normalise: Literal["none", "zscore", "mindvis"] = "zscore"
@@ -161,12 +159,14 @@ def prepare_subject(
         if as_stored:
             signal = raw
         else:
-            clean = _Cleaning.fit(raw, trials, split, options, subject, bad)
+            clean = fit_cleaning(
+                raw, trials, split, options, subject, bad=bad, kept=kept.index, modality=store.modality
+            )
             _write_samples(folder / "signal.npy", raw, flat, clean, kept, bad, label=f"sub-{subject}")
             signal = load_npy(folder / "signal.npy", mmap=True)
         rows = _rows(groups, as_stored)["train"]
         if len(rows):
-            mean, std = _statistics(signal, rows)
+            mean, std = mean_and_sd(signal, rows)
             _check_features(subject, mean, std, options)
         elif options.normalise == "none" or (options.normalise == "mindvis" and published == "all"):
             # a person who is only tested
@@ -184,7 +184,7 @@ def prepare_subject(
     mean, std = statistics["mean"], statistics["std"]
     zero, one = np.zeros((), np.float32), np.ones((), np.float32)
     if options.normalise == "zscore":
-        std = np.where(std > _resolution(mean), std, np.float32(np.inf))  # constant: 0 in every sample
+        std = np.where(std > resolution(mean), std, np.float32(np.inf))  # constant: 0 in every sample
         normal = {name: (mean, std) for name in SPLIT_NAMES}
     elif options.normalise == "none":
         normal = dict.fromkeys(SPLIT_NAMES, (zero, one))
@@ -193,7 +193,7 @@ def prepare_subject(
         normal = dict.fromkeys(("train", "validation"), _scalar(mean, std)) | {"test": (zero, one)}
     elif published == "all" and options.cleaning == "none":
         used = trials["index"].to_numpy(np.int64)[(split != "").to_numpy()]
-        mean, std = (v.reshape(-1) if kept.index is None else v.reshape(-1)[kept.index] for v in _statistics(raw, used))
+        mean, std = (v.reshape(-1) if kept.index is None else v.reshape(-1)[kept.index] for v in mean_and_sd(raw, used))
         normal = dict.fromkeys(SPLIT_NAMES, _scalar(mean, std))
     else:
         raise DataError(
@@ -221,7 +221,7 @@ def _groups(trials: pd.DataFrame, options: SampleOptions, *, training: bool) -> 
         )
     index = trials["index"].to_numpy(np.int64)
     groups: list[Array] = []
-    for rows in _group_rows(trials["number"]).values():
+    for rows in group_rows(trials["number"]).values():
         size = len(rows) if average == "all" else average
         groups.extend(index[rows[start : start + size]] for start in range(0, len(rows), size))
     return groups
@@ -267,60 +267,11 @@ def _kept(store: BrainStore, subject: str, options: SampleOptions) -> Kept:
     return Kept(index, (len(voxels), *shape[1:]), {name: axes.rois[name] for name in options.rois}, axes.start)
 
 
-@dataclass(frozen=True)
-class _Cleaning:
-    """Mean and SD of each session, and the session of each trial; None where nothing is cleaned."""
-
-    session: Array
-    mean: Array
-    std: Array
-
-    @classmethod
-    def fit(
-        cls,
-        raw: Array,
-        trials: pd.DataFrame,
-        split: pd.Series[str],
-        options: SampleOptions,
-        subject: str,
-        bad: Array,
-    ) -> _Cleaning | None:
-        if options.cleaning == "none":
-            return None
-        names = trials["session"] if options.cleaning == "zscore_session" else trials["session"] + "/" + trials["run"]
-        session = np.empty(len(raw), np.int64)
-        index = trials["index"].to_numpy(np.int64)
-        fitted: list[tuple[Array, Array]] = []
-        sides = split.to_numpy()
-        for name, rows in _group_rows(names).items():
-            mine = rows[sides[rows] != ""]
-            if not len(mine):
-                continue  # a session of which nothing is used
-            session[index[rows]] = len(fitted)
-            used = mine if options.cleaning_fit == "all" else mine[sides[mine] == "train"]
-            if len(used) < 2:
-                raise DataError(
-                    f"sub-{subject}: {options.cleaning.removeprefix('zscore_')} {name} has {len(used)} training "
-                    "trials, too few to fit the cleaning; set --data.init_args.samples.cleaning_fit=all (scores "
-                    "are then marked as transductive) or cleaning=none"
-                )
-            fitted.append(_statistics(raw, index[used]))
-        mean, std = (np.stack(values) for values in zip(*fitted, strict=True))
-        mean.reshape(len(mean), -1)[:, bad] = 0
-        std.reshape(len(std), -1)[:, bad] = 0
-        # a feature that is constant within a session carries nothing there; it becomes 0 instead of NaN
-        return cls(session, mean, np.where(std > _resolution(mean), std, np.float32(np.inf)))
-
-    def __call__(self, signal: Array, trials: Array) -> Array:
-        session = self.session[trials]
-        return (signal - self.mean[session]) / self.std[session]
-
-
 def _write_samples(
     path: Path,
     raw: Array,
     groups: Sequence[Array],
-    clean: _Cleaning | None,
+    clean: ZScores | Whiteners | None,
     kept: Kept,
     bad: Array,
     *,
@@ -347,19 +298,6 @@ def _write_samples(
             file.write(np.ascontiguousarray(mean, "<f4").data)
 
 
-def _statistics(signal: Array, rows: Array) -> tuple[Float[np.ndarray, ...], Float[np.ndarray, ...]]:
-    """Mean and SD of each feature over some rows, float32; one pass, merged as in Chan et al. (1979)."""
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for part in _chunks(signal, rows):
-        n = len(part)
-        variance, average = torch.var_mean(part, dim=0, correction=0)
-        delta = average.double() - mean
-        squares = squares + variance.double() * n + delta**2 * (count * n / (count + n))
-        mean = mean + delta * (n / (count + n))
-        count += n
-    return mean.float().numpy(), (squares / max(count, 1)).sqrt().float().numpy()
-
-
 def _scalar(mean: Array, std: Array) -> tuple[Array, Array]:
     """Mean and SD over all numbers from those of each feature."""
     centre = mean.mean(dtype=np.float64)
@@ -367,31 +305,13 @@ def _scalar(mean: Array, std: Array) -> tuple[Array, Array]:
     return np.asarray(centre, np.float32), np.asarray(np.sqrt(power), np.float32)
 
 
-def _chunks(signal: Array, rows: Array) -> Iterator[Tensor]:
-    for start in range(0, len(rows), CHUNK):
-        yield torch.from_numpy(np.asarray(signal[rows[start : start + CHUNK]], np.float32))
-
-
-def _resolution(mean: Array) -> Array:
-    """SD below which a float32 feature around ``mean`` is constant but for rounding."""
-    return np.float32(1e-6) * np.abs(mean) + np.finfo(np.float32).tiny
-
-
 def _check_features(subject: str, mean: Array, std: Array, options: SampleOptions) -> None:
     if not np.isfinite(std).all():
         count = int((~np.isfinite(std)).sum())
         raise DataError(f"sub-{subject}: {count} features of the training samples are NaN or infinite")
-    constant = np.flatnonzero(std <= _resolution(mean))
+    constant = np.flatnonzero(std <= resolution(mean))
     if options.normalise == "zscore" and options.bad_features == "refuse" and len(constant):
         raise DataError(
             f"sub-{subject}: {len(constant)} of {std.size} features are constant over the training samples (the first "
             f"is {constant[0]}); mend the recording or set --data.init_args.samples.bad_features=zero"
         )
-
-
-def _group_rows(keys: Iterable[Any]) -> dict[Any, Array]:
-    """Row numbers by key, in order of first appearance."""
-    rows: dict[Any, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys):
-        rows[key].append(row)
-    return {key: np.asarray(numbers, np.int64) for key, numbers in rows.items()}

@@ -74,7 +74,7 @@ def reference_samples(data: BrainDataModule, subject: str) -> dict[str, tuple[Ar
         if options.cleaning == "zscore_run":
             place = place + "|" + trials["run"].to_numpy(object)
         for name in set(place):
-            used = (place == name) & ((side == "train") | (options.cleaning_fit == "all"))
+            used = (place == name) & ((side == "train") | ((options.cleaning_fit == "all") & (side != "")))
             raw[place == name] = (raw[place == name] - raw[used].mean(axis=0)) / raw[used].std(axis=0)
     result = {}
     for split in SPLITS:
@@ -179,7 +179,7 @@ class DataModuleContract(ABC):
         layout = data.layout
         assert json.loads(json.dumps(layout)) == layout
         assert data.layout is layout
-        assert set(layout) == set(Layout.__annotations__)
+        assert set(layout) == Layout.__required_keys__
         for name in layout["subjects"]:
             assert layout["train_samples"][name] == len(data.prepared[name].rows["train"])
             if layout["rois"][name]:

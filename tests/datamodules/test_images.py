@@ -208,7 +208,7 @@ def test_layout(tmp_path: Path) -> None:
     folder = str(save(tmp_path / "photographs", range(20)))
     data = images(tmp_path, folders=[folder], views=ViewOptions(size=5))
     layout = data.layout
-    assert set(layout) == set(Layout.__annotations__)
+    assert set(layout) == Layout.__required_keys__
     assert json.loads(json.dumps(layout)) == layout
     assert data.layout is layout
     assert (layout["modality"], layout["subjects"], layout["protocol"]) == ("image", ["pictures"], "by_stimulus")

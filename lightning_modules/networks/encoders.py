@@ -1,25 +1,30 @@
 """Encoders: from the signals of several people to vectors of the image space.
 
 Each is a layer of every person's own, which takes up what differs between people, and a trunk that all share.
-A new person needs a layer of their own and nothing else (``ContrastiveAlignment(adapt=...)``).
+A new person needs a layer of their own and nothing else (``ContrastiveAlignment(adapt_subject=...)``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeVar, get_args
 
 import torch
+import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from contracts import ContractError
+from contracts import ContractError, Layout
 
 _Shape = TypeVar("_Shape")
-Shapes = Mapping[str, Sequence[int]]
-"""Shape of one sample of each person: ``[V]`` or ``[C, T]``."""
+SensorLayer = Literal["none", "convolution"]
+
+
+def shapes_of(layout: Layout) -> dict[str, list[int]]:
+    """Shape of one sample of each person of a layout, ``[V]`` or ``[C, T]``, in the order of their numbers."""
+    return {subject: list(layout["shape"][subject]) for subject in layout["subjects"]}
 
 
 class SubjectLayers(nn.Module):
@@ -59,12 +64,27 @@ class SubjectLayers(nn.Module):
         return result
 
 
+class NoSubjectLayers(SubjectLayers):
+    """Nothing of a person's own: signals pass as they are.
+
+    Args:
+        shapes: Shape of one sample of each person; only their number counts.
+    """
+
+    def __init__(self, shapes: Mapping[str, list[int]]) -> None:
+        super().__init__(shapes, lambda _: nn.Identity())
+
+    def forward(self, signal: Float[Tensor, "b ..."], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b ..."]:
+        """Return the signal."""
+        return signal
+
+
 class Encoder(nn.Module):
     """Base of all encoders: ``subject_layers``, then ``trunk``.
 
     Args:
         subject_layers: What every person has for themselves.
-        trunk: What all people share.
+        trunk: What all people share, every parameter of it.
     """
 
     def __init__(self, subject_layers: SubjectLayers, trunk: nn.Module) -> None:
@@ -72,25 +92,88 @@ class Encoder(nn.Module):
         self.subject_layers = subject_layers
         self.trunk = trunk
 
+    def freeze_subject_layers(self) -> None:
+        """Leave the subject layers as they were drawn: random projections, saved but not trained."""
+        self.subject_layers.requires_grad_(False)
+
     def forward(self, signal: Float[Tensor, "b ..."], subject: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Encode ``(B, V)`` or ``(B, C, T)`` signals of the given people to ``(B, D)``."""
         encoded: Tensor = self.trunk(self.subject_layers(signal, subject))
         return encoded
 
 
+def sensors_by_times(layout: Layout, encoder: str) -> tuple[dict[str, list[int]], int]:
+    """Return ``[C, T]`` of each person and the one T of all.
+
+    Args:
+        layout: One modality.
+        encoder: Name for the error.
+
+    Raises:
+        ContractError: Signals without time axis, or people of different T.
+    """
+    shapes = shapes_of(layout)
+    if any(len(shape) != 2 for shape in shapes.values()) or len({shape[-1] for shape in shapes.values()}) > 1:
+        raise ContractError(
+            f"{encoder} needs sensors x times of one length for all people, found {shapes}; choose another "
+            "--model.init_args.encoder, such as ResidualMLP"
+        )
+    return shapes, next(iter(shapes.values()))[1]
+
+
+def common_sensors(shapes: Mapping[str, list[int]], encoder: str) -> int:
+    """Return the one C of all people.
+
+    Args:
+        shapes: ``[C, T]`` of each person.
+        encoder: Name for the error.
+
+    Raises:
+        ContractError: People of different C.
+    """
+    channels = {subject: shape[0] for subject, shape in shapes.items()}
+    if len(set(channels.values())) > 1:
+        raise ContractError(
+            f"{encoder} needs the same sensors for all people, found {channels}; where the encoder has the argument "
+            "subject_layer, convolution brings people of different sensors together"
+        )
+    return next(iter(channels.values()))
+
+
+def sensor_layers(
+    shapes: Mapping[str, list[int]], subject_layer: SensorLayer, encoder: str
+) -> tuple[SubjectLayers, int]:
+    """Return subject layers for signals of sensors, and how many sensors they give.
+
+    Args:
+        shapes: ``[C, T]`` of each person.
+        subject_layer: ``none``, or ``convolution``: every person mixes their sensors into the largest C of all people.
+        encoder: Name for the error.
+
+    Raises:
+        ContractError: ``none`` where people differ in C, or a choice that does not exist.
+    """
+    if subject_layer not in get_args(SensorLayer):
+        raise ContractError(f"{encoder}: subject_layer is {', '.join(get_args(SensorLayer))}, found {subject_layer!r}")
+    if subject_layer == "none":
+        return NoSubjectLayers(shapes), common_sensors(shapes, encoder)
+    sensors = max(shape[0] for shape in shapes.values())
+    return SubjectLayers(shapes, lambda shape: nn.Conv1d(shape[0], sensors, 1)), sensors
+
+
 class LinearEncoder(Encoder):
     """One linear map for each person: the smallest encoder, of the same form as ridge regression.
 
     Args:
-        shapes: Shape of one sample of each person; ``(C, T)`` is flattened.
-        width: D of the image space.
+        layout: One modality; ``(C, T)`` is flattened.
         dropout: Share of voxels (or sensors x times) set to 0 while training.
     """
 
-    def __init__(self, shapes: Shapes, width: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, layout: Layout, *, dropout: float = 0.0) -> None:
+        width = layout["embedding_width"]
         super().__init__(
             SubjectLayers(
-                shapes,
+                shapes_of(layout),
                 lambda shape: nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(math.prod(shape), width)),
             ),
             nn.Identity(),
@@ -101,8 +184,7 @@ class ResidualMLP(Encoder):
     """A linear layer for each person, then residual blocks (Scotti et al. 2023, MindEye, section 3.1, smaller).
 
     Args:
-        shapes: Shape of one sample of each person; ``(C, T)`` is flattened.
-        width: D of the image space.
+        layout: One modality; ``(C, T)`` is flattened.
         hidden: Width of the blocks.
         blocks: Number of residual blocks.
         input_dropout: Share of voxels (or sensors x times) set to 0 while training.
@@ -111,23 +193,23 @@ class ResidualMLP(Encoder):
 
     def __init__(
         self,
-        shapes: Shapes,
-        width: int,
+        layout: Layout,
         *,
         hidden: int = 512,
         blocks: int = 1,
         input_dropout: float = 0.3,
         dropout: float = 0.3,
     ) -> None:
+        width = layout["embedding_width"]
         super().__init__(
             SubjectLayers(
-                shapes,
+                shapes_of(layout),
                 lambda shape: nn.Sequential(
                     nn.Flatten(), nn.Dropout(input_dropout), nn.Linear(math.prod(shape), hidden)
                 ),
             ),
             nn.Sequential(
-                *(_Residual(hidden, dropout) for _ in range(blocks)),
+                *(Residual(hidden, dropout) for _ in range(blocks)),
                 nn.LayerNorm(hidden),
                 nn.Linear(hidden, width),
             ),
@@ -142,8 +224,7 @@ class TemporalSpatialConv(Encoder):
     embedding must not depend on what else is in the batch, nor on the number of processes.
 
     Args:
-        shapes: ``(C, T)`` of each person; T must be the same for all.
-        width: D of the image space.
+        layout: One modality with ``(C, T)``; T must be the same for all people.
         sensors: Number of common sensors.
         filters: Number of filters, temporal and spatial.
         kernel: Length of the temporal filters, in samples.
@@ -157,8 +238,7 @@ class TemporalSpatialConv(Encoder):
 
     def __init__(
         self,
-        shapes: Shapes,
-        width: int,
+        layout: Layout,
         *,
         sensors: int = 32,
         filters: int = 32,
@@ -167,38 +247,76 @@ class TemporalSpatialConv(Encoder):
         stride: int = 3,
         dropout: float = 0.5,
     ) -> None:
-        if any(len(shape) != 2 for shape in shapes.values()) or len({shape[-1] for shape in shapes.values()}) > 1:
-            raise ContractError(
-                f"TemporalSpatialConv needs sensors x times of one length for all people, found {dict(shapes)}; choose "
-                "another --model.init_args.encoder, such as ResidualMLP"
-            )
-        times = next(iter(shapes.values()))[1]
-        steps = (times - kernel + 1 - pool) // stride + 1
-        if steps < 1:
+        shapes, times = sensors_by_times(layout, "TemporalSpatialConv")
+        if (steps := pooled(times - kernel + 1, pool, stride)) < 1:
             raise ContractError(
                 f"TemporalSpatialConv: {times} time points are too few for kernel={kernel} and pool={pool}"
             )
+        width = layout["embedding_width"]
         super().__init__(
             SubjectLayers(shapes, lambda shape: nn.Conv1d(shape[0], sensors, 1)),
             nn.Sequential(
-                Rearrange("b c t -> b 1 c t"),
-                nn.Conv2d(1, filters, (1, kernel)),
-                nn.AvgPool2d((1, pool), (1, stride)),
-                nn.GroupNorm(1, filters),
-                nn.ELU(),
-                nn.Conv2d(filters, filters, (sensors, 1)),
-                nn.GroupNorm(1, filters),
-                nn.ELU(),
+                *temporal_spatial(sensors, filters=filters, kernel=kernel, pool=pool, stride=stride),
                 nn.Dropout(dropout),
                 nn.Flatten(),
                 nn.Linear(filters * steps, width),
-                _Residual(width, dropout),
+                Residual(width, dropout),
                 nn.LayerNorm(width),
             ),
         )
 
 
-class _Residual(nn.Module):
+def pooled(length: int, pool: int, stride: int) -> int:
+    """How many averages of ``pool`` samples fit into a length, ``stride`` samples apart; below 1 where none does."""
+    return (length - pool) // stride + 1
+
+
+def temporal_spatial(sensors: int, *, filters: int, kernel: int, pool: int, stride: int) -> list[nn.Module]:
+    """Return the layers of TSConv, ``(B, C, T) -> (B, filters, 1, steps)``: filter in time, average, mix all sensors.
+
+    Args:
+        sensors: C.
+        filters: Number of filters, temporal and spatial.
+        kernel: Length of the temporal filters, in samples.
+        pool: Length of the temporal average, in samples.
+        stride: Step of the temporal average, in samples.
+    """
+    return [
+        Rearrange("b c t -> b 1 c t"),
+        _AveragedConv(filters, kernel=kernel, pool=pool, stride=stride),
+        nn.GroupNorm(1, filters),
+        nn.ELU(),
+        nn.Conv2d(filters, filters, (sensors, 1)),
+        nn.GroupNorm(1, filters),
+        nn.ELU(),
+    ]
+
+
+class _AveragedConv(nn.Conv2d):
+    """A convolution in time and the average over time after it, in one pass.
+
+    Nothing stands between them: filters that are averaged first give the same, and no map of full length is made.
+    """
+
+    def __init__(self, filters: int, *, kernel: int, pool: int, stride: int) -> None:
+        super().__init__(1, filters, (1, kernel))
+        self.pool = pool
+        self.step = stride
+
+    def forward(self, x: Float[Tensor, "b 1 c t"]) -> Float[Tensor, "b f c s"]:
+        average = self.weight.new_full((1, 1, 1, self.pool), 1 / self.pool)
+        weight = F.conv2d(self.weight, average, padding=(0, self.pool - 1))
+        return F.conv2d(x, weight, self.bias, stride=(1, self.step))
+
+
+class Residual(nn.Module):
+    """``x + linear(GELU(linear(norm(x))))``.
+
+    Args:
+        width: Width of x.
+        dropout: Dropout between the linear layers.
+    """
+
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.block = nn.Sequential(
@@ -206,9 +324,10 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b h"]) -> Float[Tensor, "b h"]:
+        """Return ``(B, H)`` of ``(B, H)``."""
         residual: Tensor = x + self.block(x)
         return residual
 
 
-EncoderFactory = Callable[[Shapes, int], Encoder]
-"""Makes an encoder from the people's shapes and D; in a configuration: ``class_path`` and ``init_args``."""
+EncoderFactory = Callable[[Layout], Encoder]
+"""Makes an encoder for a layout of one modality; in a configuration: ``class_path`` and ``init_args``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,28 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from contracts import ContractError
-from lightning_modules.networks.encoders import Encoder, LinearEncoder, ResidualMLP, TemporalSpatialConv
-from tests.experiments.launching import launch
-
-Make = Callable[..., Encoder]
-WIDTH = 6
-# small sizes; without dropout, for comparisons between passes
-SMALL: dict[str, Make] = {
-    "linear": LinearEncoder,
-    "mlp": functools.partial(ResidualMLP, hidden=10, blocks=2, input_dropout=0.0, dropout=0.0),
-    "conv": functools.partial(TemporalSpatialConv, sensors=4, filters=3, kernel=3, pool=4, stride=2, dropout=0.0),
-}
-VOXELS = {"a": [7], "b": [11], "c": [7]}
-SENSORS = {"a": [3, 20], "b": [5, 20], "c": [3, 20]}
-KINDS = [("linear", VOXELS), ("linear", SENSORS), ("mlp", VOXELS), ("mlp", SENSORS), ("conv", SENSORS)]
-every_kind = pytest.mark.parametrize(
-    ("kind", "shapes"), KINDS, ids=[f"{kind}-{'fmri' if shapes is VOXELS else 'sensors'}" for kind, shapes in KINDS]
+from lightning_modules import (
+    ATM,
+    EEGNet,
+    LinearEncoder,
+    ResidualMLP,
+    ShallowNet,
+    SpectrogramConv,
+    TemporalSpatialConv,
 )
-
-
-def built(kind: str, shapes: dict[str, list[int]], **options: Any) -> Encoder:
-    torch.manual_seed(3)
-    return SMALL[kind](shapes, WIDTH, **options)
-
-
-def signals(rows: int, shape: list[int], seed: int = 0) -> Tensor:
-    return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(seed))
-
+from tests.experiments.launching import launch
+from tests.lightning_modules.encoding import (
+    KINDS,
+    SENSORS,
+    SMALL,
+    VOXELS,
+    WIDTH,
+    Make,
+    built,
+    every_kind,
+    layout_of,
+    signals,
+)
 
 # ---- shapes ----------------------------------------------------------------------------------------
 
@@ -58,7 +51,7 @@ def test_people_of_any_size_are_encoded_to_the_width(kind: str, shapes: dict[str
 
 @pytest.mark.parametrize("make", [LinearEncoder, ResidualMLP, TemporalSpatialConv])
 def test_shipped_sizes_run(make: Make) -> None:
-    encoder = make({"a": [17, 50]}, 32)
+    encoder = make(layout_of({"a": [17, 50]}, width=32))
     assert encoder(signals(3, [17, 50]), torch.zeros(3, dtype=torch.int64)).shape == (3, 32)
 
 
@@ -82,7 +75,7 @@ def test_every_layer_is_registered(kind: str, shapes: dict[str, list[int]]) -> N
     assert all(layer and {id(p) for p in layer} <= registered for layer in own)
     names = {name.split(".")[2] for name in encoder.state_dict() if name.startswith("subject_layers.layers.")}
     assert names == {"0", "1", "2"}
-    other = SMALL[kind](shapes, WIDTH)
+    other = SMALL[kind](layout_of(shapes))
     x, who = signals(2, shapes["b"]), torch.ones(2, dtype=torch.int64)
     assert not torch.equal(other(x, who), encoder(x, who))
     other.load_state_dict(encoder.state_dict(), strict=True)
@@ -179,39 +172,62 @@ def test_no_state_changes_in_a_pass(kind: str, shapes: dict[str, list[int]]) -> 
 )
 def test_dropout_acts_in_training_alone(make: Make, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    encoder = make({"a": [3, 20]}, 16, **options)
+    encoder = make(layout_of({"a": [3, 20]}, width=16), **options)
     x, who = signals(4, [3, 20]), torch.zeros(4, dtype=torch.int64)
     assert not torch.equal(encoder(x, who), encoder(x, who))
     encoder.eval()
     assert torch.equal(encoder(x, who), encoder(x, who))
 
 
-# ---- what a temporal convolution cannot do ---------------------------------------------------------
+# ---- the order of people ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("shapes", "options", "message"),
-    [
-        ({"a": [12]}, {}, r"\{'a': \[12\]\}.*ResidualMLP"),
-        ({"a": [3, 20], "b": [12]}, {}, r"'b': \[12\]"),
-        ({"a": [3, 20], "b": [3, 21]}, {}, r"\{'a': \[3, 20\], 'b': \[3, 21\]\}"),
-        ({"a": [3, 12]}, {}, "12 time points .* kernel=5 and pool=9"),
-        ({"a": [3, 4]}, {"pool": 1}, "4 time points .* kernel=5 and pool=1"),
-    ],
-    ids=["fmri", "fmri beside sensors", "other lengths", "shorter than the average", "shorter than the filter"],
-)
-def test_what_a_temporal_convolution_cannot_do(
-    shapes: dict[str, list[int]], options: dict[str, int], message: str
-) -> None:
-    with pytest.raises(ContractError, match=message):
-        TemporalSpatialConv(shapes, WIDTH, **options)
+@every_kind
+def test_people_may_come_in_any_order(kind: str, shapes: dict[str, list[int]]) -> None:
+    encoder = built(kind, shapes).eval()
+    order = [2, 0, 1]
+    turned = SMALL[kind](layout_of({name: shapes[name] for name in ("c", "a", "b")})).eval()
+    state = encoder.state_dict()
+    own = {name: value for name, value in state.items() if name.startswith("subject_layers.")}
+    for place, person in enumerate(order):
+        for name, value in own.items():
+            _, layers, number, rest = name.split(".", 3)
+            if int(number) == person:
+                state[f"subject_layers.{layers}.{place}.{rest}"] = value
+    turned.load_state_dict(state, strict=True)
+    x = signals(4, shapes["a"])
+    found, expected = turned(x, torch.tensor([0, 1, 0, 1])), encoder(x, torch.tensor([2, 0, 2, 0]))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 4])
-@pytest.mark.parametrize("times", [13, 14, 15, 16, 50])
-def test_a_temporal_convolution_takes_any_length_that_is_enough(times: int, stride: int) -> None:
-    encoder = TemporalSpatialConv({"a": [3, times]}, WIDTH, sensors=4, filters=3, stride=stride)
-    assert encoder(signals(2, [3, times]), torch.zeros(2, dtype=torch.int64)).shape == (2, WIDTH)
+# ---- people without layers of their own, and layers that stay as they are --------------------------
+
+
+@pytest.mark.parametrize("make", [SpectrogramConv, ShallowNet, EEGNet, functools.partial(ATM, subject_layer="none")])
+def test_without_subject_layers_all_people_are_alike(make: Make) -> None:
+    encoder = make(layout_of({"a": [4, 60], "b": [4, 60]})).eval()
+    assert not [name for name in encoder.state_dict() if name.startswith("subject_layers.")]
+    x = signals(3, [4, 60])
+    assert torch.equal(encoder(x, torch.tensor([0, 1, 1])), encoder(x, torch.tensor([1, 0, 1])))
+
+
+@every_kind
+def test_frozen_subject_layers_stay_and_are_saved(kind: str, shapes: dict[str, list[int]]) -> None:
+    encoder = built(kind, shapes)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    encoder.freeze_subject_layers()
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=0.1, weight_decay=0.1)
+    x, who = signals(4, shapes["a"]), torch.tensor([0, 2, 0, 2])
+    # a linear encoder has nothing else
+    if list(encoder.trunk.parameters()):
+        encoder(x, who).square().mean().backward()
+        optimiser.step()
+    after = encoder.state_dict()
+    assert after.keys() == before.keys()
+    for name, value in after.items():
+        assert name.startswith("trunk.") or torch.equal(value, before[name])
+    changed = [name for name, value in after.items() if not torch.equal(value, before[name])]
+    assert bool(changed) == bool(list(encoder.trunk.parameters()))
 
 
 # ---- two processes ---------------------------------------------------------------------------------
@@ -248,6 +264,13 @@ def process(rank: int, folder: str) -> None:
                 encoder.zero_grad()
                 step(wrapped, shapes, who, rank).backward()
             found.append(gradients(encoder))
+    encoder = built("subject conv", SENSORS)
+    encoder.freeze_subject_layers()
+    wrapped = DistributedDataParallel(encoder)
+    for _ in range(2):
+        encoder.zero_grad()
+        step(wrapped, SENSORS, PEOPLE, rank).backward()
+    found.append(gradients(encoder))
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -275,6 +298,20 @@ def test_processes_with_other_people_agree_on_all_gradients(
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
         # a and c were there, b was not
         assert bool(value.abs().sum() > 0) == (not name.startswith("subject_layers.layers.1.")), name
+
+
+def test_processes_with_frozen_subject_layers_agree(both: list[list[dict[str, Tensor | None]]]) -> None:
+    encoder = built("subject conv", SENSORS)
+    encoder.freeze_subject_layers()
+    (sum(step(encoder, SENSORS, PEOPLE, rank) for rank in range(2)) / 2).backward()
+    first, second = (found[-1] for found in both)
+    for name, value in gradients(encoder).items():
+        if name.startswith("subject_layers."):
+            assert value is None
+            assert first[name] is None
+        else:
+            assert torch.equal(first[name], second[name]), name
+            torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
 
 
 if __name__ == "__main__":

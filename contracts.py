@@ -28,7 +28,7 @@ PADDING = -1
 NO_LABEL = -1
 """Value of ``label`` in samples whose stimulus has no class."""
 
-Modality = Literal["fmri", "eeg", "meg", "image"]
+Modality = Literal["fmri", "eeg", "meg", "image", "several"]
 GalleryKind = Literal["image", "class_centre", "text", "trial", "extra"]
 
 
@@ -47,11 +47,12 @@ class ContractError(UserError):
     """Two parts do not fit: a score needs what a stage does not give, or a checkpoint another layout."""
 
 
-class Layout(TypedDict):
+class LayoutOfOne(TypedDict):
     """Shapes and names of one prepared data set; plain data, so that it fits into a checkpoint.
 
     Attributes:
-        modality: ``fmri``, ``eeg``, ``meg``, or ``image`` (pictures with captions, without recordings).
+        modality: ``fmri``, ``eeg``, ``meg``, ``image`` (pictures with captions, without recordings), or ``several``
+            (data sets side by side; channels, positions and times are those of their ``parts``).
         subjects: Names; the position of a name is the ``subject`` number of a batch.
         shape: Shape of one sample by subject: ``[V]`` (voxels), ``[V, T]`` (voxels, volumes of a time series) or
             ``[C, T]`` (channels, time points).
@@ -95,8 +96,27 @@ class Layout(TypedDict):
     transductive: bool
 
 
+class Layout(LayoutOfOne, total=False):
+    """Shapes and names of a prepared data set, or of several side by side.
+
+    Attributes:
+        parts: Only where several data sets are side by side: the layout of each by name. Their subjects follow each
+            other in ``subjects``, as ``<part>-<name>``.
+    """
+
+    parts: dict[str, Layout]
+
+
+def parts_of(layout: Layout) -> dict[str, Layout]:
+    """Return the layout of each part of several data sets side by side; of one alone, itself by its modality."""
+    return layout.get("parts") or {layout["modality"]: layout}
+
+
 class Batch(TypedDict, total=False):
     """One batch of people with one layout; nothing is padded along V, C or T.
+
+    Training batches of several data sets side by side are a dict of such batches, by the name of the part, where the
+    stage asks for it (``side_by_side``); ``stimulus``, ``label``, ``subject`` and ``row`` are numbered jointly.
 
     Attributes:
         signal: ``(B, V)`` fMRI responses, ``(B, V, T)`` fMRI time series or ``(B, C, T)`` EEG/MEG, float32: cleaned,
@@ -157,10 +177,13 @@ class ScoreContext:
         galleries: Candidates by name; ``test`` holds each stimulus of the split once.
         layout: The layout of the data, with the protocol that is printed with every score.
         encoding_ceiling: By subject, the largest expected correlation per voxel ``(V,)`` in 0..1.
-        oracle: By subject, log-likelihoods ``(rows, G)`` of the items of gallery ``test`` under the
-            generating model, rows in the order of ``row`` within the subject; empty where the model is unknown.
+        oracle: By subject, log-likelihoods ``(rows, G)`` of the items of gallery ``test`` (of several data sets
+            ``<part>.test``) under the generating model, rows in the order of ``row`` within the subject; empty where
+            the model is unknown.
         ceiling_reason: Why a ceiling is missing; printed in place of one.
         lineage: The earlier stages, each with its protocol and whether it saw test recordings.
+        encode: By subject, gives the signal ``(n, ...)`` expected for points ``(n, D)`` of the embedding space; empty
+            where the stage predicts none. Not kept with the outputs of a run.
         embed: Embeds pictures ``(n, 3, H, W)`` uint8 as the data set embeds what was seen, ``(n, D)`` float32 like
             ``embedding`` of a batch; None where it embeds no pictures.
     """
@@ -171,6 +194,7 @@ class ScoreContext:
     oracle: Mapping[str, Tensor] = field(default_factory=dict)
     ceiling_reason: str = "no noise ceiling: the data set does not give one"
     lineage: tuple[Mapping[str, Any], ...] = ()
+    encode: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     embed: Callable[[Tensor], Tensor] | None = None
 
 
@@ -197,6 +221,7 @@ class Score:
         preparation: Options that shaped the training samples, and a checksum of the recordings.
         transductive: Whether test recordings took part in fitting anything.
         note: What a reader must know (few stimuli, why there is no ceiling).
+        table: Title of the table in which it is compared with those of other stages.
     """
 
     name: str
@@ -214,6 +239,7 @@ class Score:
     protocol: str = ""
     transductive: bool = False
     note: str = ""
+    table: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for ``scores.json``."""

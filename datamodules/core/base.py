@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from datamodules.core.conversion import Converted, Facts
 from datamodules.core.dataset import SampleDataset
 from datamodules.core.features import EmbeddingOptions
 from datamodules.core.image_space import ImageSpace
-from datamodules.core.loading import EVALUATED, LoaderOptions, Samples
+from datamodules.core.loading import EVALUATED, LoaderOptions, Samples, refuse_seeing
 from datamodules.core.pictures import PictureDataset
 from datamodules.core.samples import PublishedNormalisation, SampleOptions, SubjectSamples, prepare_subject
 from datamodules.core.splits import SPLIT_NAMES, SplitOptions, number_of_folds, split_trials
@@ -104,15 +104,25 @@ class BrainDataModule(Converted):
         """Trials of the chosen people, with their ``side``: train, validation or test."""
         trials = self.store.trials
         trials = trials[trials["subject"].isin(self.subjects)].copy()
-        trials["side"] = split_trials(trials, self.store.stimuli["class"], self.split)
+        trials["side"] = split_trials(trials, self.store.stimuli["class"], self.split, parts=self.parts)
         return trials
+
+    def divide(self, side: pd.Series[str]) -> None:
+        """Take over another division of the trials, before any sample is prepared (data sets side by side).
+
+        Args:
+            side: ``train``, ``validation``, ``test`` or empty (left out), on the index of ``trials``.
+        """
+        self.trials["side"] = side
 
     @property
     def tested_by_anyone(self) -> frozenset[int]:
         """Numbers of the stimuli that anyone is tested on, whether chosen or not."""
         trials = self.store.trials
         if self.split.folds:
-            tested = trials["number"][split_trials(trials, self.store.stimuli["class"], self.split) == "test"]
+            tested = trials["number"][
+                split_trials(trials, self.store.stimuli["class"], self.split, parts=self.parts) == "test"
+            ]
         else:
             # whatever is not marked for training, be it another part than the one tested now
             tested = trials["number"][~trials["split"].isin(self.split.trained.split("+"))]
@@ -186,6 +196,10 @@ class BrainDataModule(Converted):
     @cached_property
     def layout(self) -> Layout:
         """Shapes and names, known before anything is built; opens the store, or makes it."""
+        return self.layout_in(self.space, self.classes)
+
+    def layout_in(self, space: ImageSpace, classes: list[str]) -> Layout:
+        """Return the layout with the given embeddings and class names, which may be shared with other data sets."""
         axes = {subject: self.store.axes(subject) for subject in self.subjects}
         first = axes[self.subjects[0]]
         return Layout(
@@ -198,15 +212,15 @@ class BrainDataModule(Converted):
             sampling_rate=first.sampling_rate,
             start=self.prepared[self.subjects[0]].kept.start,
             image_shape=self._image_shape,
-            embedding_width=self.targets.shape[1],
-            embedding_space=self.space.name,
+            embedding_width=space.targets.shape[1],
+            embedding_space=space.name,
             train_samples={name: len(person.rows["train"]) for name, person in self.prepared.items()},
-            classes=self.classes,
+            classes=classes,
             protocol=self.split.name,
             fold=self.split.fold,
             folds=self.folds,
             preparation=self._preparation,
-            training_set=self.space.training_set,
+            training_set=space.training_set,
             transductive=(self.samples.cleaning != "none" and self.samples.cleaning_fit == "all")
             or (self.samples.normalise == "mindvis" and self.published_normalisation == "all"),
         )
@@ -249,10 +263,7 @@ class BrainDataModule(Converted):
         """
         self.check_split(split)
         keys, splits = self.keys_of(split), self.splits_of(split)
-        if len(splits) > 1 and keys & {"embedding", "image"}:
-            raise DataError(
-                "a stage with relax=true must be self-supervised: it may read neither embeddings nor images"
-            )
+        refuse_seeing(keys, splits)
         if "embedding" in keys and not self.targets.shape[1]:
             raise DataError(
                 f"the stage needs embeddings, and {self.name} has none (embedding.model={self.embedding.model}, "
@@ -266,13 +277,33 @@ class BrainDataModule(Converted):
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if "image" in keys and "signal" not in keys:
             return self._picture_dataset(split, with_embedding="embedding" in keys, device=device)
-        return SampleDataset(
-            [self.prepared[name] for name in self.subjects],
+        return self.recordings(
             splits,
             targets=self.targets if "embedding" in keys else None,
             # test recordings come without what was seen
             labels=self.labels if len(splits) == 1 else torch.full_like(self.labels, NO_LABEL),
-            image=partial(_resized, self.store.image, self.views.size) if "image" in keys else None,
+            pictures="image" in keys,
+            device=device,
+        )
+
+    def recordings(
+        self, splits: Sequence[str], *, targets: Tensor | None, labels: Tensor, pictures: bool, device: torch.device
+    ) -> SampleDataset:
+        """Return the samples of all people in some splits.
+
+        Args:
+            splits: Which of ``train``, ``validation`` and ``test``.
+            targets: ``(S, D)`` embedding of each stimulus, or None to leave ``embedding`` out.
+            labels: ``(S,)`` class number of each stimulus.
+            pictures: Whether batches hold ``image``.
+            device: Where signals live with ``loader.residence=device``.
+        """
+        return SampleDataset(
+            [self.prepared[name] for name in self.subjects],
+            splits,
+            targets=targets,
+            labels=labels,
+            image=partial(_resized, self.store.image, self.views.size) if pictures else None,
             residence=self.loader.residence,
             device=device,
         )
@@ -333,7 +364,7 @@ class BrainDataModule(Converted):
         texts = self.space.texts(shown)
         if texts is not None:
             galleries["text"] = texts
-        ceilings = {s: c for s in self.subjects if (c := self._encoding_ceiling(s, split)) is not None}
+        ceilings = {s: c for s in self.subjects if (c := self.encoding_ceiling(s, split)) is not None}
         oracles = {s: o for s in self.subjects if (o := self.oracle(s, split)) is not None}
         return ScoreContext(
             galleries=galleries,
@@ -343,15 +374,15 @@ class BrainDataModule(Converted):
             embed=self.space.embed if self.space.embeds_pictures else None,
         )
 
-    def _encoding_ceiling(self, subject: str, split: str) -> Tensor | None:
+    def encoding_ceiling(self, subject: str, split: str) -> Tensor | None:
         """Largest expected correlation, sqrt(s^2 / (s^2 + 1/n)), s = ncsnr, n = repetitions in a sample.
 
         Allen et al. (2022), Methods; 1/n is averaged where samples hold different numbers of repetitions.
         """
-        ncsnr = self.store.axes(subject).ncsnr
-        if ncsnr is None:
+        ncsnr, person = self.store.axes(subject).ncsnr, self.prepared[subject]
+        # validation stimuli are chosen among those of all people: one person may have seen none of them
+        if ncsnr is None or not person.groups[split]:
             return None
-        person = self.prepared[subject]
         noise = float(np.mean([1 / len(trials) for trials in person.groups[split]]))
         power = torch.from_numpy(ncsnr if person.kept.index is None else ncsnr[person.kept.index]).double().square()
         return torch.sqrt(power / (power + noise))

@@ -57,8 +57,19 @@ def load_nifti(path: Path) -> tuple[Array, Any]:
         DataError: Missing or truncated file, or not an image.
     """
     image = _open(path)
-    with _reading(path):
+    with reading(path):
         return np.asarray(image.dataobj), image.header
+
+
+def open_nifti(path: Path) -> Any:
+    """Open a NIfTI image, whose numbers are read only when its ``dataobj`` is indexed (within ``reading``).
+
+    A compressed file stays open in between, so that volumes are read one after another without starting anew.
+
+    Raises:
+        DataError: Missing file, or not an image.
+    """
+    return _open(path, keep_file_open=True)
 
 
 def open_cifti(path: Path, rows: Literal["SeriesAxis", "LabelAxis"]) -> Any:
@@ -76,7 +87,7 @@ def open_cifti(path: Path, rows: Literal["SeriesAxis", "LabelAxis"]) -> Any:
     image = _open(path)
     axes = []
     if isinstance(image, cifti2.Cifti2Image):
-        with _reading(path):
+        with reading(path):
             header: Any = image.header
             axes = [type(header.get_axis(i)).__name__ for i in range(image.ndim)]
     if axes != [rows, "BrainModelAxis"]:
@@ -97,7 +108,7 @@ def read_parcellation(path: Path) -> Parcellation:
         DataError: Missing or truncated file, or no label image.
     """
     image = open_cifti(path, "LabelAxis")
-    with _reading(path):
+    with reading(path):
         labels = np.asarray(image.dataobj[0]).astype(np.int64)
     table = image.header.get_axis(0).label[0]
     names = {int(key): name.removesuffix("_ROI") for key, (name, _) in sorted(table.items()) if key}
@@ -178,21 +189,21 @@ def _blocks(image: Any, wanted: Bool[np.ndarray, " g"], path: Path) -> Iterator[
     for start in range(0, len(wanted), BLOCK):
         inside = start + np.flatnonzero(wanted[start : start + BLOCK])
         if len(inside):
-            with _reading(path):
+            with reading(path):
                 block = np.asarray(image.dataobj[:, inside[0] : inside[-1] + 1])
             yield block[:, inside - inside[0]], inside
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, **options: Any) -> Any:
     import nibabel
 
     existing(path)
-    with _reading(path):
-        return nibabel.load(path)
+    with reading(path):
+        return nibabel.load(path, **options)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn what nibabel raises for truncated and foreign files into a ``DataError``."""
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from contracts import Batch, DataError, Layout, ScoreContext
-from datamodules.core.sampler import BatchSampler
+from datamodules.core.sampler import BatchSampler, SideBySideSampler
 from datamodules.core.splits import SPLIT_NAMES
 
 Residence = Literal["mmap", "ram", "device"]
@@ -91,6 +91,11 @@ class DataModule(LightningDataModule):
     @abstractmethod
     def dataset(self, split: str) -> Samples:
         """Return the samples of ``train``, ``validation`` or ``test``; begins with ``check_split``."""
+
+    @property
+    def folds(self) -> int:
+        """Number of folds of the protocol (1: the data set's own division)."""
+        return 1
 
     @abstractmethod
     def has_validation(self) -> bool:
@@ -192,17 +197,23 @@ class DataModule(LightningDataModule):
         """The same as for testing."""
         return self._loader("test")
 
-    def _loader(self, split: str, *, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Batch]:
-        dataset = self.dataset(split)
-        sampler = BatchSampler(
+    def sampler(self, dataset: Samples, options: LoaderOptions, *, shuffle: bool, drop_last: bool) -> BatchSampler:
+        """Return what chooses the samples of each batch of this process."""
+        return BatchSampler(
             dataset.group,
-            self.loader.batch_size,
+            options.batch_size,
             shuffle=shuffle,
             drop_last=drop_last,
-            seed=self.loader.seed,
+            seed=options.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
+
+    def _loader(self, split: str, *, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Batch]:
+        dataset = self.dataset(split)
+        return self._serve(dataset, self.sampler(dataset, self.loader, shuffle=shuffle, drop_last=drop_last), split)
+
+    def _serve(self, dataset: Dataset[Any], sampler: BatchSampler | SideBySideSampler, split: str) -> DataLoader[Any]:
         if split == "train":
             sampler.load_state_dict(self._position)
         # batch_size=None: the sampler's tensor goes to the data set as it is, which returns a whole batch
@@ -216,7 +227,21 @@ class DataModule(LightningDataModule):
         )
 
 
-class _Loader(DataLoader[Batch]):
+def refuse_seeing(keys: frozenset[str], splits: Sequence[str]) -> None:
+    """Refuse a stage that would be trained on what was seen in the test.
+
+    Args:
+        keys: Entries of a batch that the stage reads.
+        splits: Splits whose samples it gets as one.
+
+    Raises:
+        DataError: Embeddings or pictures of test samples among those of training.
+    """
+    if len(splits) > 1 and keys & {"embedding", "image"}:
+        raise DataError("a stage with relax=true must be self-supervised: it may read neither embeddings nor images")
+
+
+class _Loader(DataLoader[Any]):
     """Tells Lightning that training can be resumed inside an epoch.
 
     The position is kept by the datamodule: Lightning restores it before the loader is made, but the states of

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int64
@@ -103,6 +103,63 @@ class BatchSampler(Sampler[Tensor]):
         if self.drop_last and batches and len(batches[-1]) < self.global_size:
             batches.pop()
         return batches
+
+
+class SideBySideSampler(Sampler[dict[str, Tensor]]):
+    """Yields one batch of each of several data sets at a time, each from its own order and of its own size.
+
+    A data set with fewer batches begins again in a new order, one with more goes on in the next epoch where it
+    stopped: step i of epoch e is batch (e N + i) mod n of its pass (e N + i) div n, with N steps an epoch and n
+    batches a pass. The order is therefore a pure function of (seed, epoch), as that of each ``BatchSampler``.
+
+    Args:
+        samplers: Sampler of each data set, by name.
+        epoch: Steps N of an epoch: as many as the ``longest`` or the ``shortest`` data set has batches, or a number.
+
+    Raises:
+        DataError: A number of steps below 1.
+    """
+
+    def __init__(
+        self, samplers: Mapping[str, BatchSampler], *, epoch: Literal["longest", "shortest"] | int = "longest"
+    ) -> None:
+        self.samplers = dict(samplers)
+        lengths = [len(sampler) for sampler in self.samplers.values()]
+        self.steps = max(lengths) if epoch == "longest" else min(lengths) if epoch == "shortest" else epoch
+        if self.steps < 1:
+            raise DataError(f"--data.init_args.epoch must be longest, shortest or at least 1 step, found {epoch}")
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order follows; called by Lightning before each one."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Start the next iteration inside an epoch, after the batches already done."""
+        self.epoch, self.start = int(state["epoch"]), int(state["batches_done"])
+
+    def __len__(self) -> int:
+        """Number of steps of one epoch."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Yield this rank's batches of the epoch by name, from ``start`` on."""
+        start, self.start = self.start, 0
+        first = self.epoch * self.steps + start
+        streams = {name: _endless(sampler, first) for name, sampler in self.samplers.items()}
+        for _ in range(start, self.steps):
+            yield {name: next(stream) for name, stream in streams.items()}
+
+
+def _endless(sampler: BatchSampler, first: int) -> Iterator[Tensor]:
+    """All batches of one pass after another, from the ``first`` of all on."""
+    epoch, start = divmod(first, len(sampler))
+    while True:
+        sampler.load_state_dict({"epoch": epoch, "batches_done": start})
+        yield from sampler
+        epoch, start = epoch + 1, 0
 
 
 def _mix(seed: int, epoch: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,13 +59,20 @@ def number_of_folds(trials: pd.DataFrame, options: SplitOptions) -> int:
     return options.folds or 1
 
 
-def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOptions) -> pd.Series[str]:
+def split_trials(
+    trials: pd.DataFrame,
+    classes: pd.Series[str],
+    options: SplitOptions,
+    *,
+    parts: Sequence[str] = ("train", "test"),
+) -> pd.Series[str]:
     """Assign each trial to ``train``, ``validation`` or ``test``.
 
     Args:
         trials: The store's trial table of the chosen people.
         classes: Class name by stimulus number.
         options: The protocol.
+        parts: What trials may be marked as; the chosen people need not have trials of each.
 
     Returns:
         The split of each trial, on the index of ``trials``; empty text for those that are left out.
@@ -78,7 +86,7 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
     if not 0 <= options.validation < 1:
         raise DataError(f"split.validation is a share of the training stimuli, 0 <= v < 1, found {options.validation}")
     trained, tested = options.trained.split("+"), options.tested.split("+")
-    marked = {"train", "test", *trials["split"]}
+    marked = {*parts, *trials["split"]}
     if not {*trained, *tested} <= marked or {*trained} & {*tested}:
         name, argument = ("train", "trained") if {*trained} - marked else ("test", "tested")
         raise DataError(f"{_nothing(name, trials, options)}; change --data.init_args.split.{argument}")
@@ -103,7 +111,7 @@ def split_trials(trials: pd.DataFrame, classes: pd.Series[str], options: SplitOp
                 f"{shared[0]!r} (equal pictures count as one stimulus). Correct the split column, or set "
                 "split.folds to divide anew"
             )
-    chosen = _choose(unit[train].unique().tolist(), options.validation, options.seed)
+    chosen = choose(unit[train].unique().tolist(), options.validation, options.seed)
     side[train & unit.isin(chosen)] = "validation"
     for name in ("train", "test"):
         if not (side == name).any():
@@ -141,7 +149,12 @@ def _assign(unit: pd.Series[Any], folds: int, seed: int) -> dict[Any, int]:
     return {units[position]: i % folds for i, position in enumerate(order)}
 
 
-def _choose(units: list[Any], share: float, seed: int) -> Array:
+def choose(units: list[Any], share: float, seed: int) -> Array:
+    """Choose the share of the training units (stimuli, classes, ...) that is set aside for validation.
+
+    Raises:
+        DataError: A share that is above 0 and leaves one of the sides none.
+    """
     count = round(share * len(units))
     if share > 0 and not 0 < count < len(units):
         raise DataError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from contracts import DataError
+from experiments.benchmarks import things_meg_conversion as things_meg
 from experiments.benchmarks.data_path import data_path, measure, open_generated
 from experiments.benchmarks.fmri_mae_step import GOD_SUBJECT_2, fmri_mae_step, make_model, plain_loss
 from experiments.benchmarks.masked_segments import masked_segments
@@ -76,3 +79,27 @@ def test_hidden_segments_are_compared_under_the_same_masks(
     assert 0 < errors["FmriMAE"] < 3
     with pytest.raises(DataError, match="holds no finished run"):
         masked_segments("runs/other")
+
+
+def test_reading_things_meg_is_measured_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(things_meg, "CHANNELS", 4)
+    monkeypatch.setattr(things_meg, "TIMES", 30)
+
+    def in_this_process(_: str, implementations: list[str], rounds: int, **options: Any) -> dict[str, list[Any]]:
+        found = {}
+        for name in implementations:
+            things_meg.things_meg_conversion(**options, implementation=name)  # type: ignore[arg-type]
+            found[name] = [json.loads(capfd.readouterr().out.splitlines()[-1])] * rounds
+        return found
+
+    monkeypatch.setattr(things_meg, "in_turns", in_this_process)
+    things_meg.things_meg_conversion(folder=tmp_path, epochs=600, batch_size=16)
+    rows = re.findall(r"^\| (.+) \| ([\d.]+) \| ([\d.]+) \| [\d.]+ \|$", capfd.readouterr().out, re.MULTILINE)
+    assert len(rows) == 6
+    assert all(float(ours) >= 0 and float(theirs) > 0 for _, ours, theirs in rows)
+    dataset = things_meg.open_store(tmp_path, 16).dataset("train")
+    whole, _ = things_meg.read_whole(tmp_path)
+    # ours stand in the order of the photographs' first appearance, which is that of the trials
+    assert torch.equal(dataset[torch.arange(len(dataset))]["signal"], whole)

@@ -1,0 +1,35 @@
+"""EEG of people never seen in training is told apart by condition, through the grid and the shipped files."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.grid import run_grid
+from tests.datamodules.contract import real_root
+from tests.formats.uci_eeg import ARCHIVE
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FIRST_AGAINST_MATCHING, MATCHING_AGAINST_OTHERS = 0.845, 0.736
+"""Areas under the curve to expect across people, from the notes on the recordings."""
+
+
+@pytest.mark.full
+def test_conditions_are_told_apart_in_people_who_were_left_out(tmp_path: Path) -> None:
+    real_root(f"uci_eeg/{ARCHIVE}")
+    scores = run_grid(
+        stage=[str(CONFIGS / "stage" / "contrastive_eeg_classes.yaml")],
+        data=[str(CONFIGS / "data" / "uci_eeg.yaml")],
+        root=str(tmp_path / "runs"),
+        arguments=[f"--data.init_args.stores={tmp_path / 'stores'}", "--trainer.enable_progress_bar=false"],
+    )
+    pooled = {score.name: score for score in scores if score.subject == "all"}
+    first, second = (pooled[f"auc_{pair}_pooled"] for pair in ("first_vs_matching", "matching_vs_non-matching"))
+    assert first.n == second.n == 400
+    assert first.protocol == "by_subject (10 folds of 10)"
+    assert first.transductive
+    assert first.value > FIRST_AGAINST_MATCHING
+    assert first.p_value == second.p_value == 0.001
+    assert second.low is not None
+    assert second.high is not None
+    assert second.low > 0.5
+    assert second.high > MATCHING_AGAINST_OTHERS

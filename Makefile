@@ -15,13 +15,20 @@ SUBJECT_FLAG = $(if $(SUBJECT),--data.init_args.subjects='["$(SUBJECT)"]')
 # make train-... RESUME=1 continues a run, OVERWRITE=1 trains a finished one anew
 RUN_FLAGS := $(if $(RESUME),--run.resume=true) $(if $(OVERWRITE),--run.overwrite=true)
 DATA_FILE = $(if $(wildcard configs/data/$(DATA).yaml),configs/data/$(DATA).yaml,$(DATA))
-STAGE_FILE = configs/stage/$(subst -,_,$*).yaml
+STAGE_FILE = $(firstword $(wildcard $(patsubst %,configs/%/$(subst -,_,$*).yaml,stage recipe)) configs/stage/$(subst -,_,$*).yaml)
 # a data set and its other protocols (<name>_<protocol>.yaml); of Phantom all modalities in its own image space
-PHANTOM := $(patsubst %,configs/data/%.yaml,phantom phantom_eeg phantom_meg)
+PHANTOM := $(patsubst %,configs/data/%.yaml,phantom phantom_eeg phantom_meg phantom_multimodal)
 PROTOCOLS = $(wildcard configs/data/$(DATA).yaml configs/data/$(DATA)_*.yaml)
-DATA_FILES = $(if $(filter phantom,$(DATA)),$(PHANTOM),$(if $(wildcard configs/data/$(DATA).yaml),$(PROTOCOLS),$(DATA)))
+DATA_FILES = $(if $(filter phantom,$(DATA)),$(filter-out %multimodal.yaml,$(PHANTOM)),$(if $(wildcard configs/data/$(DATA).yaml),$(PROTOCOLS),$(DATA)))
 BRAIN_STAGES := $(patsubst %,configs/stage/%.yaml,ridge_lea ridge_mindvis ridge_direct)
 LEA_STAGES := $(patsubst %,configs/stage/%.yaml,lea ridge_mindvis lea_direct ridge_pixels)
+MODAL_STAGES := $(patsubst %,configs/stage/%.yaml,conversion conversion_published)
+# of data sets side by side: recordings paired with wrong pictures, and from before the picture
+MODAL_CONTROLS = $(wildcard configs/data/$(MODAL_DATA)_shuffled.yaml configs/data/$(MODAL_DATA)_before.yaml)
+MODAL_DATA = $(if $(filter phantom,$(DATA)),phantom_multimodal,$(DATA))
+# Phantom is small: so are the published encoders there; before the picture there are only 10 time points
+MODAL_SMALL = $(if $(filter phantom,$(DATA)),$(foreach part,eeg meg,--neural_alignment_published.model.init_args.encoders.$(part).init_args.base=48))
+MODAL_SHORT = $(foreach part,eeg meg,--neural_alignment.model.init_args.encoders.$(part).init_args.pool=5)
 # what the run of an earlier stage leaves for later ones (run:<stage> in their files, or run:all/<stage>)
 RUNS = runs/$(basename $(notdir $(DATA_FILE)))
 final = $(RUNS)/$(PEOPLE)/$(1)/default/final.ckpt
@@ -77,6 +84,17 @@ lea: setup $$(NEEDED_CLIP) ## the whole of LEA, recordings to pictures, against 
 	$(BIN)/neuroalign grid --stage='$(call list,$(LEA_STAGES))' --data='$(call list,$(DATA_FILE))' \
 		--name=lea $(if $(OVERWRITE),--overwrite=true) $(if $(ARGS),-- $(ARGS))
 
+.PHONY: neural-alignment
+neural-alignment: setup $$(NEEDED_CLIP) ## decoding, encoding and all conversions, as published and better, and negative controls [DATA=... ARGS=... OVERWRITE=1]
+	$(BIN)/neuroalign grid --stage='$(call list,$(MODAL_STAGES))' --data='[configs/data/$(MODAL_DATA).yaml]' \
+		--reference=configs/reference/neural_alignment.yaml --name=neural_alignment $(if $(OVERWRITE),--overwrite=true) -- $(MODAL_SMALL) $(ARGS)
+ifneq ($(MODAL_CONTROLS),)
+	$(BIN)/neuroalign grid --stage='[configs/stage/conversion.yaml]' --data='$(call list,$(MODAL_CONTROLS))' \
+		--name=neural_alignment $(if $(OVERWRITE),--overwrite=true) -- $(MODAL_SHORT) $(ARGS)
+endif
+
+train-conversion: $(call final,neural_alignment)
+train-conversion-published: $(call final,neural_alignment_published)
 train-ridge-lea: $(call final,fmri_mae)
 train-ridge-mindvis: $(call final,mindvis)
 train-maskgit: $(call final,tokenizer)

@@ -1,6 +1,8 @@
 """Scores, pictures and checkpoints as Lightning callbacks; the formulas are in ``callbacks.metrics``."""
 
 from callbacks.checkpoint import RunCheckpoint
+from callbacks.conversion import CrossModal
+from callbacks.discrimination import Discrimination
 from callbacks.encoding import Encoding
 from callbacks.frechet import FrechetInception
 from callbacks.identification import Identification
@@ -12,10 +14,12 @@ from callbacks.record import RunRecord, load_part, read_scores, save_part, write
 from callbacks.reliability import Reliability
 from callbacks.score import Part, ScoreCallback, average
 from callbacks.segment_matching import SegmentMatching
-from callbacks.tables import print_comparison, print_scores
+from callbacks.tables import Reference, print_comparison, print_scores, read_reference
 from contracts import Score
 
 __all__ = [
+    "CrossModal",
+    "Discrimination",
     "Encoding",
     "FrechetInception",
     "Identification",
@@ -25,6 +29,7 @@ __all__ = [
     "PictureNetwork",
     "PicturePanels",
     "PictureScores",
+    "Reference",
     "Reliability",
     "RunCheckpoint",
     "RunRecord",
@@ -35,6 +40,7 @@ __all__ = [
     "load_part",
     "print_comparison",
     "print_scores",
+    "read_reference",
     "read_scores",
     "save_part",
     "write_scores",

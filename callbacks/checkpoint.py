@@ -127,6 +127,9 @@ class RunCheckpoint(Checkpoint):
         """Save when enough time has passed."""
         if (batch_idx + 1) % trainer.log_every_n_steps or not self._between_steps(trainer, batch_idx):  # type: ignore[attr-defined]
             return
+        if getattr(pl_module, "every_sample_once", False):
+            # what a closed-form stage has collected of the epoch is in no checkpoint
+            return
         due = time.monotonic() - self._saved_at >= 60 * self.every_minutes
         # all ranks must save together, and their clocks differ
         if trainer.strategy.broadcast(due) if trainer.world_size > 1 else due:

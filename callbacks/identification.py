@@ -111,7 +111,7 @@ class Identification(ScoreCallback):
     def _ceilings(self, parts: Sequence[Part], name: str, subject: str, blocks: Sequence[Block]) -> dict[str, float]:
         """Scores of the oracle; it knows one division of the data and the gallery of its test pictures."""
         oracle = parts[0].context.oracle.get(subject)
-        if len(parts) > 1 or name != "test" or oracle is None:
+        if len(parts) > 1 or name != "test" or "parts" in parts[0].context.layout or oracle is None:
             return {}
         block = blocks[0]
         known = Block(

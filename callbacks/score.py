@@ -41,7 +41,7 @@ class ScoreCallback(Callback):
 
     Attributes:
         needs: Names of the output that are read beside ``PASSED_THROUGH``.
-        table: The table in which a grid compares its scores.
+        table: The table in which a grid compares its scores; a score may name another one.
         optional: Further names, read where the output has them.
         test_is_enough: Whether validation goes unscored, instead of being refused, where a stage gives what is
             needed in tests alone.
@@ -83,6 +83,10 @@ class ScoreCallback(Callback):
             One score per person and quantity.
         """
 
+    def in_tables(self, parts: Sequence[Part], *, resample: bool = True) -> list[Score]:
+        """Evaluate, and say of each score in which table it is compared."""
+        return [replace(s, table=s.table or self.table) for s in self.evaluate(parts, resample=resample)]
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compare what the stage gives with what this score needs.
 
@@ -116,7 +120,7 @@ class ScoreCallback(Callback):
         names = self._context.layout["subjects"]
         gathered = {names[number]: outputs for number, outputs in self._outputs.compute().items()}
         self.part = Part(gathered, self._context)
-        self.scores = self.evaluate([self.part], resample=stage == "test")
+        self.scores = self.in_tables([self.part], resample=stage == "test")
         for name, value in log_names(self.scores, stage).items():
             # every process has computed the same value
             pl_module.log(name, value, sync_dist=True)
@@ -240,7 +244,8 @@ def log_names(scores: Sequence[Score], stage: str) -> dict[str, float]:
     people = {score.subject for score in scores}
     logged = {}
     for score in [*scores, *average(scores)]:
-        name = "/".join(filter(None, (stage, score.gallery.split(" ")[0], score.name)))
+        gallery = score.gallery.partition(" (")[0].replace(" ", "_")
+        name = "/".join(filter(None, (stage, gallery, score.name)))
         if score.subject == "mean" or len(people) == 1:
             logged[name] = score.value
         else:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from contracts import Score
+from contracts import DataError, Score
 
 
 def print_scores(scores: Iterable[Score], *, title: str, first: Sequence[tuple[str, Sequence[str]]] = ()) -> None:
@@ -52,12 +56,48 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def print_comparison(rows: Sequence[tuple[str, str, Score]], *, title: str) -> None:
-    """Print the scores of several stages side by side: the mean over people, or the only person's.
+@dataclass(frozen=True)
+class Reference:
+    """Published scores to print beside those of the same name and gallery.
+
+    Attributes:
+        name: Heading of their column.
+        source: Where they are published, and of what data.
+        values: Scores by (gallery without its size, name).
+    """
+
+    name: str
+    source: str
+    values: Mapping[tuple[str, str], float]
+
+
+def read_reference(path: Path) -> Reference:
+    """Read published scores: ``name``, ``source`` and ``scores`` (gallery -> name -> value).
+
+    Raises:
+        DataError: No such file, or one of another form.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+        values = {
+            (gallery, name): float(value) for gallery, own in content["scores"].items() for name, value in own.items()
+        }
+        return Reference(str(content["name"]), str(content["source"]), values)
+    except OSError as error:
+        raise DataError(f"cannot read published scores: {error}") from error
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        # a parser shows the line in lines of its own
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DataError(f"{path}: expected name, source, and scores by gallery and name, found {found}") from error
+
+
+def print_comparison(rows: Sequence[tuple[str, str, Score]], *, title: str, reference: Reference | None = None) -> None:
+    """Print the scores of several stages side by side: the mean over people, or the only person's with its interval.
 
     Args:
         rows: Stage, data set and score.
         title: Above the table.
+        reference: Published scores for a column of their own.
     """
     stages = list(dict.fromkeys(stage for stage, _, _ in rows))
     people = {(data, score.subject) for _, data, score in rows}
@@ -70,22 +110,40 @@ def print_comparison(rows: Sequence[tuple[str, str, Score]], *, title: str) -> N
     table = Table(title=title, title_justify="left")
     for heading in ("data", "subject", "score", "gallery"):
         table.add_column(heading)
-    for heading in (*stages, "chance", "ceiling"):
+    for heading in (*stages, "chance", "ceiling", *([escape(reference.name)] if reference else [])):
         table.add_column(heading, justify="right")
-    table.add_column("ahead")
+    if len(stages) > 1:
+        table.add_column("ahead")
     for key, scores in shown.items():
         first = next(iter(scores.values()))
         values = {stage: score.value for stage, score in scores.items()}
         best = [stage for stage, value in values.items() if value == max(values.values())]
+        chances = dict.fromkeys(_number(score.chance) for score in scores.values())
+        published = [_number(reference.values.get((_without_size(first.gallery), first.name)))] if reference else []
+        # a score that only one stage has is no comparison
+        ahead = "-" if len(values) == 1 else "tie" if len(best) > 1 else best[0]
         table.add_row(
             *key,
-            *(_number(values.get(stage)) for stage in stages),
-            _number(first.chance),
+            *(_with_interval(scores.get(stage)) for stage in stages),
+            " / ".join(chances),
             _number(first.ceiling),
-            # a score that only one stage has is no comparison
-            "-" if len(values) == 1 else "tie" if len(best) > 1 else best[0],
+            *published,
+            *([ahead] if len(stages) > 1 else []),
         )
     _console().print(table)
+    if reference:
+        _console().print(escape(f"{reference.name}: {reference.source}"))
+
+
+def _with_interval(score: Score | None) -> str:
+    if score is None or score.low is None or score.high is None:
+        return _number(None if score is None else score.value)
+    return f"{score.value:.3f} ({score.low:.3f} .. {score.high:.3f})"
+
+
+def _without_size(gallery: str) -> str:
+    """Name of a gallery without the number of its items."""
+    return gallery.rpartition(" (")[0] if gallery.endswith(")") else gallery
 
 
 def _console() -> Console:

@@ -204,7 +204,7 @@ class ImageNetEEG(BrainDataModule):
                     run=[entry.label for entry in piece],
                 )
 
-    def _used(self, entries: Sequence[Entry], parts: dict[int, str]) -> list[Entry]:
+    def _used(self, entries: Sequence[_Entry], parts: dict[int, str]) -> list[_Entry]:
         """Entries that the split names and that are long enough, but not too long."""
         named = [entry for entry in entries if entry.number in parts]
         regular = [entry for entry in named if SHORTEST <= entry.eeg.shape[1] <= LONGEST]
@@ -243,7 +243,7 @@ class ImageNetEEG(BrainDataModule):
 
 
 @dataclass(frozen=True)
-class Entry:
+class _Entry:
     """One segment.
 
     Attributes:
@@ -261,7 +261,7 @@ class Entry:
     eeg: Tensor
 
 
-def load_entries(path: Path, person: str | None = None) -> list[Entry]:
+def load_entries(path: Path, person: str | None = None) -> list[_Entry]:
     """Read the segments of a recording, which stay in the file as long as they are not used (see ``ImageNetEEG``).
 
     Args:
@@ -278,7 +278,7 @@ def load_entries(path: Path, person: str | None = None) -> list[Entry]:
         raise DataError(f"{path}: expected a dict with the lists {', '.join(lists)}, found {found}; fetch it again")
     images = _names(path, "images", content["images"], r"n\d{8}_\d+")
     labels = _names(path, "labels", content["labels"], r"n\d{8}")
-    entries: list[Entry] = []
+    entries: list[_Entry] = []
     for number, raw in enumerate(content["dataset"]):
         place = f"{path}: entry {number}"
         wanted = ("eeg", "image", "label", "subject")
@@ -294,7 +294,7 @@ def load_entries(path: Path, person: str | None = None) -> list[Entry]:
             )
         subject = str(_index(f"{place}: subject", raw["subject"], len(PEOPLE), "people", first=1))
         if person in (None, subject):
-            entries.append(Entry(len(entries), subject, image, label, _segment(place, raw["eeg"])))
+            entries.append(_Entry(len(entries), subject, image, label, _segment(place, raw["eeg"])))
     return entries
 
 

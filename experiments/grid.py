@@ -18,9 +18,19 @@ from typing import Literal
 import yaml
 from jsonargparse import ArgumentParser
 
-from callbacks import Score, ScoreCallback, average, load_part, print_comparison, print_scores, write_scores
+from callbacks import (
+    Score,
+    ScoreCallback,
+    average,
+    load_part,
+    print_comparison,
+    print_scores,
+    read_reference,
+    read_scores,
+    write_scores,
+)
 from contracts import DataError
-from datamodules import BrainDataModule
+from datamodules import BrainDataModule, DataModule
 from experiments.arguments import Parser, import_class, import_file_class, name_of
 from experiments.run import EARLIER, earlier_folder, run, run_folder
 
@@ -72,6 +82,7 @@ def run_grid(
     name: str = "default",
     overwrite: bool = False,
     launcher: Literal["inline", "process"] = "inline",
+    reference: str | None = None,
     arguments: Sequence[str] = (),
 ) -> list[Score]:
     """Train and test every cell, join the folds of each person, and print one table.
@@ -91,6 +102,7 @@ def run_grid(
         overwrite: Train finished runs anew.
         launcher: ``inline`` runs cells one after another in this process; ``process`` starts one for each
             command, which several devices need.
+        reference: File of published scores, printed beside those of the same name and gallery.
         arguments: Further arguments, such as ``--trainer.max_epochs=2``, of every run, but for those of the model
             (``--model.init_args.alpha=500``), which go to the stages named and not to earlier ones. With a stage's
             name before it an argument goes to that stage alone (``--fmri_mae.model.init_args.heads=8``).
@@ -105,6 +117,7 @@ def run_grid(
     tables: dict[str, list[tuple[str, str, Score]]] = {}
     folders: list[Path] = []
     trained: set[Path] = set()
+    published = None if reference is None else read_reference(Path(reference))
     _refuse_idle_arguments(arguments, [Path(file) for file in stage])
     for data_source, stage_file, seed in itertools.product(data, stage, seeds):
         module = _datamodule(data_source, arguments)
@@ -114,16 +127,13 @@ def run_grid(
         if unknown:
             raise DataError(f"no folds {unknown} in {data_name}: it has {module.folds}, counted from 0; change --folds")
         joined: dict[str, list[Score]] = {}
-        # where people are the folds, they are trained on together
-        together = module.split.protocol == "by_subject"
-        for people in [subjects] if together else [[subject] for subject in subjects or module.subjects]:
+        for people in _trained_together(module, subjects):
             cells = []
             for fold in folds or range(module.folds):
                 cell_name = f"{run_name}_fold-{fold:02d}" if module.folds > 1 else run_name
                 words = (
                     f"--data={data_source}",
-                    f"{_PEOPLE}{json.dumps(people)}",
-                    f"--data.init_args.split.fold={fold}",
+                    *_part_of_data(module, people, fold),
                     f"--data.init_args.loader.seed={seed}",
                     f"--seed_everything={seed}",
                     f"--run.root={root}",
@@ -149,9 +159,9 @@ def run_grid(
         title="neuroalign grid",
         first=[("stage", [row[0] for row in rows]), ("data", [row[1] for row in rows])],
     )
-    if len(stage) > 1:
+    if len(stage) > 1 or published:
         for table, compared in tables.items():
-            print_comparison(compared, title=f"{table}, side by side")
+            print_comparison(compared, title=f"{table}, side by side", reference=published)
     print("run folders:", *folders, sep="\n  ")
     return [score for *_, score in rows]
 
@@ -170,8 +180,10 @@ def _cell(
     return Cell((f"--config={trainer}", f"--config={stage}", *words, *own), folder, tuple(earlier))
 
 
-def _stages_beside(stage: Path) -> set[str]:
-    return {file.stem for file in stage.parent.glob("*.yaml")}
+def _stages_beside(stage: Path) -> dict[str, Path]:
+    """Files of stages by name: in the folder of a stage file, and in folders ``stage`` and ``recipe`` beside that."""
+    folders = (stage.parent.with_name("recipe"), stage.parent.with_name("stage"), stage.parent)
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
 
 
 def _refuse_idle_arguments(arguments: Sequence[str], stages: Sequence[Path]) -> None:
@@ -201,16 +213,20 @@ def _earlier(stage: Path) -> dict[str, Path]:
     files = {}
     for value in yaml.safe_load(stage.read_text()).get("model", {}).get("init_args", {}).values():
         if isinstance(value, str) and value.startswith(EARLIER):
-            file = stage.with_name(f"{value.removeprefix(EARLIER).rpartition('/')[2]}.yaml")
-            if not file.is_file():
-                raise DataError(f"{stage} is made from {value}, but there is no {file}; name a checkpoint instead")
-            files[value] = file
+            name = value.removeprefix(EARLIER).rpartition("/")[2]
+            known = _stages_beside(stage)
+            if name not in known:
+                raise DataError(
+                    f"{stage} is made from {value}, but there is no {stage.with_name(name)}.yaml; name a checkpoint "
+                    "instead"
+                )
+            files[value] = known[name]
     return files
 
 
 def _own_arguments(arguments: Sequence[str], stage: Path, *, named: bool) -> list[str]:
     """Those arguments that are for a stage; what no stage is named by goes to all, so that a typo is refused."""
-    others = _stages_beside(stage) - {stage.stem}
+    others = _stages_beside(stage).keys() - {stage.stem}
     own: list[str] = []
     mine = True
     for word in arguments:
@@ -255,11 +271,18 @@ def _command(words: list[str], launcher: str) -> None:
 def _join(cells: Sequence[Cell]) -> dict[str, list[Score]]:
     """Score the outputs of all folds of one person together; by the table that the scores belong to."""
     callbacks = _score_callbacks(cells[0])
-    # a stage that nothing scores leaves no outputs
-    parts = [load_part(cell.folder / "outputs.safetensors") for cell in cells] if callbacks else []
+    if not callbacks:
+        # a stage that nothing scores leaves nothing
+        found = []
+    elif len(cells) == 1:
+        # means of people are added for all cells alike
+        found = [score for score in read_scores(cells[0].folder / "scores.json") if score.subject != "mean"]
+    else:
+        parts = [load_part(cell.folder / "outputs.safetensors") for cell in cells]
+        found = [score for callback in callbacks for score in callback.in_tables(parts)]
     scores: dict[str, list[Score]] = {}
-    for callback in callbacks:
-        scores.setdefault(callback.table, []).extend(callback.evaluate(parts))
+    for score in found:
+        scores.setdefault(score.table, []).append(score)
     return scores
 
 
@@ -274,13 +297,31 @@ def _score_callbacks(cell: Cell) -> list[ScoreCallback]:
     return callbacks
 
 
-def _datamodule(data: str, arguments: Sequence[str]) -> BrainDataModule:
+def _trained_together(module: DataModule, subjects: list[str] | None) -> list[list[str] | None]:
+    """The people of each model; None for all."""
+    if not isinstance(module, BrainDataModule):
+        if subjects is not None:
+            raise DataError(f"--subjects chooses people of one data set of recordings, not of {module.name}")
+        return [None]
+    # where people are the folds, they are trained on together
+    if module.split.protocol == "by_subject":
+        return [subjects]
+    return [[subject] for subject in subjects or module.subjects]
+
+
+def _part_of_data(module: DataModule, people: list[str] | None, fold: int) -> tuple[str, ...]:
+    if not isinstance(module, BrainDataModule):
+        return ()
+    return (f"{_PEOPLE}{json.dumps(people)}", f"--data.init_args.split.fold={fold}")
+
+
+def _datamodule(data: str, arguments: Sequence[str]) -> DataModule:
     """The data set with the arguments that concern it, to ask for its people and folds."""
     parser = Parser(prog="neuroalign grid", parser_mode="omegaconf+")
-    parser.add_subclass_arguments(BrainDataModule, "data", required=True)
+    parser.add_subclass_arguments(DataModule, "data", required=True)
     words = [
         f"--data={import_file_class(data)}",
         *(word for word in arguments if word.startswith("--data.")),
     ]
-    module: BrainDataModule = parser.instantiate_classes(parser.parse_args(words)).data
+    module: DataModule = parser.instantiate_classes(parser.parse_args(words)).data
     return module

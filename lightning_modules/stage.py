@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -45,6 +47,7 @@ class Stage(LightningModule):
         provides: For ``validation``, ``test`` and ``predict``, the names in the output (contract 2).
         batch_keys: Entries of the batch that the stage reads beside ``PASSED_THROUGH``.
         evaluation_keys: Further entries that it reads when it is validated or tested, which scores need.
+        side_by_side: Whether training batches of several data sets hold a batch of every one (contract 1).
         every_sample_once: Whether an epoch must hold every sample exactly once (closed-form stages), with
             padding marked by ``row``; else training drops the last ragged batch.
         lineage: The earlier stages that this one was made from, each with its protocol, its training stimuli
@@ -57,6 +60,7 @@ class Stage(LightningModule):
     provides: ClassVar[Mapping[str, frozenset[str]]] = {}
     batch_keys: ClassVar[frozenset[str]] = frozenset({"signal", "embedding"})
     evaluation_keys: ClassVar[frozenset[str]] = frozenset()
+    side_by_side: ClassVar[bool] = False
     every_sample_once: ClassVar[bool] = False
 
     def __init__(self, layout: Layout) -> None:
@@ -111,7 +115,8 @@ class Stage(LightningModule):
             # arguments instead of the path: the checkpoint of this stage can then be loaded without that file
             self.hparams[argument] = arguments
         with torch.random.fork_rng(devices=[]):
-            stage = kind(**{**arguments, **change})
+            # a context of its own: Lightning would give it the hyper-parameters of this stage as its own
+            stage = Context().run(functools.partial(kind, **{**arguments, **change}))
         if state is not None:
             stage.load_state_dict(state)
         return stage.requires_grad_(requires_grad=False)

@@ -17,18 +17,33 @@ import torchvision
 import yaml
 from lightning import Trainer
 
-from callbacks import read_scores
+from callbacks import read_reference, read_scores
 from contracts import Layout
-from datamodules import DataModule
+from datamodules import DataModule, MultiModal
 from experiments import arguments, cli
 from experiments.cli import main
 from experiments.run import CLI
 from lightning_modules import Stage
-from tests.formats import bold5000, god, haxby2001, hcp, images, miyawaki2008, pieman, vangerven2010
+from tests.formats import (
+    bold5000,
+    god,
+    haxby2001,
+    hcp,
+    imagenet_eeg,
+    images,
+    miyawaki2008,
+    nsd,
+    pieman,
+    sensor_recordings,
+    things_eeg2,
+    things_meg,
+    uci_eeg,
+    vangerven2010,
+)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-KINDS = ("stage", "data", "trainer", "logger", "recipe", "sweep")
+KINDS = ("stage", "data", "trainer", "logger", "recipe", "reference", "sweep")
 ALL = sorted(path for pattern in ("*.yaml", "*.yml") for path in CONFIGS.rglob(pattern))
 NEEDS_A_GPU = {"gpu"}
 TINY_PHANTOM = (
@@ -36,6 +51,7 @@ TINY_PHANTOM = (
     '"test_repetitions": 1, "sessions": 1}',
     "--data.init_args.loader.batch_size=16",
 )
+PARTS = ("eeg", "meg", "fmri")
 TINY_PIXELS = (
     '--data.init_args.embedding={"model": "pixels", "image_size": 8, "weights": null, "target": "pca(8)", '
     '"templates": []}',
@@ -47,6 +63,11 @@ TINY = {
     "phantom": (*TINY_PHANTOM, *TINY_PIXELS),
     "phantom_eeg": (*TINY_PHANTOM, *TINY_PIXELS),
     "phantom_meg": (*TINY_PHANTOM, *TINY_PIXELS),
+    "phantom_multimodal": (
+        *(word.replace("init_args.", f"init_args.parts.{part}.init_args.") for part in PARTS for word in TINY_PHANTOM),
+        *TINY_PIXELS,
+        "--data.init_args.loader.batch_size=16",
+    ),
     "phantom_pictures": (*TINY_PICTURES, "--data.init_args.loader.batch_size=16"),
     "images": (*TINY_PIXELS, "--data.init_args.views.size=16", "--data.init_args.loader.batch_size=16"),
     "vangerven2010": (),
@@ -56,7 +77,15 @@ TINY = {
     "haxby2001": (),
     "pieman": (SMALL_BATCHES,),
     "hcp": (SMALL_BATCHES, "--data.init_args.split.folds=3"),
+    "imagenet_eeg": (*TINY_PIXELS, SMALL_BATCHES),
+    "nsd": (*TINY_PIXELS, "--data.init_args.loader.batch_size=32", "--data.init_args.fewer_sessions=true"),
+    "things_eeg2": (*TINY_PIXELS, SMALL_BATCHES),
+    "things_meg": (*TINY_PIXELS, SMALL_BATCHES),
+    "uci_eeg": (SMALL_BATCHES,),
+    "eeg_recordings": (SMALL_BATCHES,),
 }
+# data sets of a few classes of sensor recordings, and a stage for them
+FEW_CLASSES = {"uci_eeg": "contrastive_eeg_classes", "eeg_recordings": "contrastive"}
 # data sets without pictures and classes, for self-supervised stages
 WITHOUT_PICTURES = {"pieman": "fmri_mae_timeseries", "hcp": "fmri_mae", "hcp_parcels": "fmri_mae_timeseries"}
 # data sets of pictures alone, and a stage for them
@@ -88,6 +117,23 @@ SERIES = SHIPPED_SIZE | {
     "rois": {name: {f"factor-{i}": 1 for i in range(100)} for name in ("01", "02")},
     "sampling_rate": 1 / 1.5,
 }
+SEVERAL = SHIPPED_SIZE | {
+    "modality": "several",
+    "subjects": [f"{part}-{name}" for part in PARTS for name in ("01", "02")],
+    "parts": {
+        "eeg": SHIPPED_SIZE | {"modality": "eeg", "shape": {"01": [128, 440], "02": [128, 440]}},
+        "meg": SHIPPED_SIZE | {"modality": "meg", "shape": {"01": [271, 281], "02": [271, 281]}},
+        "fmri": SHIPPED_SIZE,
+    },
+}
+SEVERAL["shape"] = {f"{part}-{name}": SEVERAL["parts"][part]["shape"][name] for part in PARTS for name in ("01", "02")}
+CLASSES_OF_EEG = SHIPPED_SIZE | {
+    "modality": "eeg",
+    "shape": {"01": [61, 64], "02": [61, 64]},
+    "sampling_rate": 64.0,
+    "embedding_width": 3,
+    "classes": ["first", "matching", "non-matching"],
+}
 PICTURES = SHIPPED_SIZE | {
     "modality": "image",
     "subjects": ["pictures"],
@@ -101,6 +147,11 @@ def files(kind: str) -> list[Path]:
     return [path for path in ALL if path.parent == CONFIGS / kind]
 
 
+def stages() -> list[Path]:
+    """Stage files, and the recipes that are one."""
+    return [*files("stage"), *(path for path in files("recipe") if "model" in content(path))]
+
+
 def marked(paths: list[Path]) -> list[Any]:
     """Parameters of a test that trains; what is of published size takes longer."""
     return [pytest.param(p, marks=[pytest.mark.full] * p.stem.endswith("_full"), id=named(p)) for p in paths]
@@ -109,11 +160,12 @@ def marked(paths: list[Path]) -> list[Any]:
 def earlier_of(path: Path) -> dict[str, Path]:
     """Arguments of a stage's model that name the run of another stage, and that stage's file."""
     given = content(path)["model"]["init_args"]
-    return {
-        name: path.with_name(f"{value.removeprefix('run:').removeprefix('all/')}.yaml")
+    named_by = {
+        name: value.removeprefix("run:").removeprefix("all/")
         for name, value in given.items()
         if isinstance(value, str) and value.startswith("run:")
     }
+    return {name: next(file for file in stages() if file.stem == stage) for name, stage in named_by.items()}
 
 
 def all_earlier(path: Path) -> list[Path]:
@@ -145,31 +197,44 @@ def data_of(stage: Path) -> Path:
     """The data file that a stage file's own command trains on."""
     [first, *_] = re.findall(r"^#\s+make (train-\S+.*)$", stage.read_text(), re.MULTILINE)
     # what an earlier stage needs is printed, too
-    [command] = [
-        line for line in make(*first.split()).splitlines() if f"stage/{stage.name}" in line and " fit " in line
-    ]
+    file = f"configs/{stage.relative_to(CONFIGS)}"
+    [command] = [line for line in make(*first.split()).splitlines() if file in line and " fit " in line]
     found = re.search(r"--data configs/data/(\S+)", command)
     assert found is not None
     return CONFIGS / "data" / found[1]
 
 
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny raw files of all data sets, in the layout of the shared folder."""
+    folder = tmp_path_factory.mktemp("raw")
+    vangerven2010.write(folder / "vangerven2010", train=60, test=10)
+    miyawaki2008.write(folder / "miyawaki2008", repetitions=3)
+    god.write(folder / "god", train=40)
+    god.write_bdata(folder / "god", train=40)
+    bold5000.write(folder / "bold5000", train=40)
+    haxby2001.write(folder / "haxby2001", runs=12)
+    images.write(folder / "images" / "open_images", number=60)
+    imagenet_eeg.write(folder / "imagenet_eeg", classes=6)
+    for write in (nsd.write, nsd.write_brain_diffuser, nsd.write_mindeye2):
+        write(folder / "nsd", sessions=1, test=4)
+    things_eeg2.write(folder / "things_eeg2", concepts=20, test=10)
+    things_meg.write(folder / "things_meg", concepts=12, images=4)
+    pieman.write(folder / "htfa_timeseries", people=12)
+    uci_eeg.write(folder / "uci_eeg", 10)
+    sensor_recordings.write_eeglab(folder / "eeglab_sample" / "eeglab_data.set", seconds=120, events=("square",))
+    hcp.write_npz(folder / "HCP" / "npz", people=12, volumes=200)
+    hcp.write_dtseries(folder / "HCP", people=12, volumes=200)
+    [parcellation] = re.findall(r"HCP/(\S+\.dlabel\.nii)\n", (CONFIGS / "data" / "hcp_parcels.yaml").read_text())
+    hcp.write_dlabel(folder / "HCP" / parcellation)
+    return folder
+
+
 @pytest.fixture
-def formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def formats(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, and tiny raw files where the data files look for them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NEUROALIGN_SHARED", str(tmp_path / "raw"))
-    vangerven2010.write(tmp_path / "raw" / "vangerven2010", train=60, test=10)
-    miyawaki2008.write(tmp_path / "raw" / "miyawaki2008", repetitions=3)
-    god.write(tmp_path / "raw" / "god", train=40)
-    god.write_bdata(tmp_path / "raw" / "god", train=40)
-    bold5000.write(tmp_path / "raw" / "bold5000", train=40)
-    haxby2001.write(tmp_path / "raw" / "haxby2001", runs=12)
-    images.write(tmp_path / "raw" / "images" / "open_images", number=60)
-    pieman.write(tmp_path / "raw" / "htfa_timeseries", people=12)
-    hcp.write_npz(tmp_path / "raw" / "HCP" / "npz", people=12, volumes=200)
-    hcp.write_dtseries(tmp_path / "raw" / "HCP", people=12, volumes=200)
-    [parcellation] = re.findall(r"HCP/(\S+\.dlabel\.nii)\n", (CONFIGS / "data" / "hcp_parcels.yaml").read_text())
-    hcp.write_dlabel(tmp_path / "raw" / "HCP" / parcellation)
+    monkeypatch.setenv("NEUROALIGN_SHARED", str(raw))
     return tmp_path
 
 
@@ -216,20 +281,26 @@ def test_a_file_begins_with_a_comment_that_says_what_it_is(path: Path) -> None:
 # ---- stages --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", files("stage"), ids=named)
+@pytest.mark.parametrize("path", stages(), ids=named)
 def test_a_stage_is_built_at_its_shipped_size_without_memory(path: Path, meta: None) -> None:
     entry = content(path)["model"]
     assert set(entry) == {"class_path", "init_args"}
     kind = arguments.import_class(entry["class_path"])
     assert issubclass(kind, Stage)
-    layout = {"phantom_pictures": PICTURES, "pieman": SERIES}.get(dataset_of(data_of(path)), SHIPPED_SIZE)
+    special = {
+        "phantom_pictures": PICTURES,
+        "pieman": SERIES,
+        "uci_eeg": CLASSES_OF_EEG,
+        "phantom_multimodal": SEVERAL,
+    }
+    layout = special.get(dataset_of(data_of(path)), SHIPPED_SIZE)
     stage = kind(**arguments_of(path, layout))
     parameters = list(stage.parameters())
     assert sum(parameter.numel() for parameter in parameters) > 0
     assert all(parameter.is_meta for parameter in parameters)
 
 
-@pytest.mark.parametrize("path", marked(files("stage")))
+@pytest.mark.parametrize("path", marked(stages()))
 def test_a_stage_runs_a_batch_of_everything(path: Path, formats: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = data_of(path)
     for file in all_earlier(path):
@@ -243,15 +314,16 @@ def test_a_stage_runs_a_batch_of_everything(path: Path, formats: Path, capfd: py
     assert list(formats.rglob("*.ckpt")) == before, "a smoke run writes nothing"
 
 
-@pytest.mark.parametrize("path", files("stage"), ids=named)
+@pytest.mark.parametrize("path", stages(), ids=named)
 def test_a_stage_states_a_command_that_make_knows(path: Path) -> None:
     stated = re.findall(r"^#\s+make (train-\S+.*)$", path.read_text(), re.MULTILINE)
     assert stated, "state the command that trains it"
     for command in stated:
         printed = make(*command.split())
-        assert f"-c configs/stage/{path.name}" in printed
+        file = path.relative_to(CONFIGS).as_posix()
+        assert f"-c configs/{file}" in printed
         # what an earlier stage needs comes first, and scores last
-        [printed] = [line for line in printed.splitlines() if f"stage/{path.name}" in line and " fit " in line]
+        [printed] = [line for line in printed.splitlines() if f"configs/{file}" in line and " fit " in line]
         assert re.match(r"\.venv/bin/neuroalign fit -c configs/trainer/[cg]pu.yaml", printed)
         named_data = re.search(r"--data (\S+)", printed)
         assert named_data is not None
@@ -267,7 +339,9 @@ def test_a_data_file_names_a_data_set_and_nothing_else(path: Path) -> None:
     assert set(loaded) == {"class_path", "init_args"}
     kind = arguments.import_class(loaded["class_path"])
     assert issubclass(kind, DataModule)
-    assert kind.name == dataset_of(path), "runs of this file would be found under another name than its store"
+    # data sets side by side have no store of their own
+    name = "phantom_multimodal" if kind is MultiModal else kind.name
+    assert name == dataset_of(path), "runs of this file would be found under another name than its store"
     interpolations = re.findall(r"\$\{([^}]*)\}?", path.read_text())
     assert all(entry.startswith("oc.env:") for entry in interpolations), interpolations
 
@@ -277,7 +351,7 @@ def test_a_data_file_runs_with_tiny_data(path: Path, formats: Path, monkeypatch:
     commands: list[CLI] = []
     run = cli.run
     monkeypatch.setattr(cli, "run", lambda words: commands.append(run(words)))
-    stage = {**PICTURES_ALONE, **WITHOUT_PICTURES}.get(path.stem, "ridge_direct")
+    stage = {**PICTURES_ALONE, **WITHOUT_PICTURES, **FEW_CLASSES}.get(path.stem, "ridge_direct")
     words = [f"--config={CONFIGS}/trainer/smoke.yaml", f"--config={CONFIGS}/stage/{stage}.yaml", f"--data={path}"]
     main(["fit", *words, *TINY[dataset_of(path)]])
     [command] = commands
@@ -349,7 +423,7 @@ def test_a_logger_file_names_a_logger(path: Path) -> None:
 
 # torchvision asks how a network is initialised that weights will be loaded into
 @pytest.mark.filterwarnings("ignore:The default weight initialization of inception_v3")
-@pytest.mark.parametrize("path", files("recipe"), ids=named)
+@pytest.mark.parametrize("path", [path for path in files("recipe") if path not in stages()], ids=named)
 def test_a_recipe_adds_callbacks_whose_networks_exist(path: Path, formats: Path, meta: None) -> None:
     assert set(content(path)) == {"trainer"}
     parser = arguments.Parser(parser_mode="omegaconf+")
@@ -365,6 +439,27 @@ def test_a_recipe_adds_callbacks_whose_networks_exist(path: Path, formats: Path,
             continue
         built = {"torchvision": torchvision.models.get_model, "timm": timm.create_model}[family](name)
         assert network.layer is None or network.layer in dict(built.named_modules())
+
+
+def test_the_recipes_of_neural_alignment_differ_in_named_arguments_only() -> None:
+    ours, published = (content(CONFIGS / "recipe" / f"neural_alignment{which}.yaml") for which in ("", "_published"))
+    assert ours.keys() == published.keys() == {"model", "trainer"}
+    assert ours["model"]["class_path"] == published["model"]["class_path"]
+    assert ours["model"]["init_args"].keys() == published["model"]["init_args"].keys()
+    assert ours["trainer"].keys() == published["trainer"].keys() == {"max_epochs"}
+
+
+# ---- published scores ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", files("reference"), ids=named)
+def test_published_scores_are_those_of_tasks_that_are_scored(path: Path) -> None:
+    reference = read_reference(path)
+    ends = (*PARTS, "image")
+    assert {gallery for gallery, _ in reference.values} <= {f"{a} to {b}" for a in ends for b in ends if a != b}
+    names = {"published_two_way", "normalised_two_way", "class_top_1", "class_top_5"}
+    assert {name for _, name in reference.values} <= names
+    assert all(0 < value <= 1 for value in reference.values.values())
 
 
 # ---- sweeps --------------------------------------------------------------------------------------

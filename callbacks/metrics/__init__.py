@@ -1,5 +1,6 @@
 """Scores: pure functions, and torchmetrics around them; no Lightning, no files."""
 
+from callbacks.metrics.discrimination import area, discrimination
 from callbacks.metrics.frechet import frechet_distance
 from callbacks.metrics.galleries import Block, rank_queries
 from callbacks.metrics.identification import identification
@@ -27,12 +28,14 @@ __all__ = [
     "IdentificationMetric",
     "PearsonMetric",
     "Ranks",
+    "area",
     "chance_n_way",
     "chance_top_k",
     "class_scores",
     "classifier_n_way",
     "clip_correlation",
     "compare",
+    "discrimination",
     "encoding",
     "frechet_distance",
     "identification",

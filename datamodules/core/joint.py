@@ -115,7 +115,9 @@ def divide_together(tables: JointTables, *, validation: float, seed: int) -> Non
         test = shown[name][part.trials["side"] == "test"]
         tested |= set(test["sha256"])
         if part.split.protocol == "by_class":
-            tested_classes |= set(test["class"]) - {""}
+            # under its own names, too: another part may call all that it shows otherwise
+            own = part.store.stimuli["class"].iloc[part.trials["number"][part.trials["side"] == "test"]]
+            tested_classes |= {*test["class"], *own} - {""}
     sides, units = {}, {}
     for name, part in tables.parts.items():
         side, stimulus, kind = part.trials["side"], shown[name]["sha256"], shown[name]["class"]

@@ -137,6 +137,18 @@ class CoMoments:
             _merged(self.syy, other.syy, weight * dy, dy),
         )
 
+    def least_squares_factor(self) -> Float64[Tensor, ""]:
+        """Return the s that minimises the sum of squares of y - s x, without intercept; 0 where x is 0."""
+        xy = self.sxy.diagonal().sum() + self.count * (self.mean_x @ self.mean_y)
+        xx = self.sxx.diagonal().sum() + self.count * self.mean_x.square().sum()
+        return torch.where(xx > 0, xy / xx, 0.0)
+
+    def less(self, scale: Float64[Tensor, ""]) -> CoMoments:
+        """Return the statistics of x and y - ``scale`` x, for x and y of one width and full ``sxx``."""
+        syy = self.variation_y - 2 * scale * self.sxy.diagonal() + scale**2 * self.sxx.diagonal()
+        mean_y = self.mean_y - scale * self.mean_x
+        return CoMoments(self.count, self.mean_x, mean_y, self.sxx, self.sxy - scale * self.sxx, syy.clamp(min=0))
+
     def swap(self) -> CoMoments:
         """Return the statistics of (y, x): a view, which follows when this one is updated."""
         return CoMoments(self.count, self.mean_y, self.mean_x, self.syy, self.sxy.T, self.sxx)

@@ -162,22 +162,37 @@ def sensor_layers(
 
 
 class LinearEncoder(Encoder):
-    """One linear map for each person: the smallest encoder, of the same form as ridge regression.
+    """One linear map, of each person or of all: the smallest encoder, of the same form as ridge regression.
 
     Args:
         layout: One modality; ``(C, T)`` is flattened.
         dropout: Share of voxels (or sensors x times) set to 0 while training.
+        subject_layer: ``linear``: every person has a map of their own, and nothing is shared. ``none``: one map for
+            all, also for people who were never trained on.
+
+    Raises:
+        ContractError: ``none`` where people differ in shape, or a choice that does not exist.
     """
 
-    def __init__(self, layout: Layout, *, dropout: float = 0.0) -> None:
-        width = layout["embedding_width"]
-        super().__init__(
-            SubjectLayers(
-                shapes_of(layout),
-                lambda shape: nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(math.prod(shape), width)),
-            ),
-            nn.Identity(),
-        )
+    def __init__(
+        self, layout: Layout, *, dropout: float = 0.0, subject_layer: Literal["linear", "none"] = "linear"
+    ) -> None:
+        width, shapes = layout["embedding_width"], shapes_of(layout)
+        if subject_layer not in ("linear", "none"):
+            raise ContractError(f"LinearEncoder: subject_layer is linear or none, found {subject_layer!r}")
+
+        def linear(shape: list[int]) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(math.prod(shape), width))
+
+        if subject_layer == "linear":
+            super().__init__(SubjectLayers(shapes, linear), nn.Identity())
+            return
+        first, *others = shapes.values()
+        if any(shape != first for shape in others):
+            raise ContractError(
+                f"LinearEncoder: one map for all needs people of one shape, found {shapes}; set subject_layer=linear"
+            )
+        super().__init__(NoSubjectLayers(shapes), linear(first))
 
 
 class ResidualMLP(Encoder):

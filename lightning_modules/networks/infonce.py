@@ -119,9 +119,7 @@ class InfoNCE(nn.Module):
             label: Class of each picture, or ``NO_LABEL``.
             gather: Whether candidates come from all processes, or from these rows alone.
         """
-        if self.training and self.logit_scale.requires_grad:
-            # the parameter itself is cut, as in CLIP: beyond a cut of its value it would get no gradient and stay
-            self.logit_scale.data.clamp_(max=self.limit)
+        self._cut_scale()
         collect = _gather if gather and _world_size() > 1 else _as_it_is
         # half precision cannot tell large logits apart
         with torch.autocast(brain.device.type, enabled=False):
@@ -133,10 +131,55 @@ class InfoNCE(nn.Module):
             positive, candidate = self._pairs(stimulus, label, collect)
             losses = []
             if self.direction != "image_to_brain":
-                losses.append(_cross_entropy(self.scale * brain @ collect(image).T, positive, candidate))
+                losses.append(_cross_entropies(self.scale * brain @ collect(image).T, positive, candidate).mean())
             if self.direction != "brain_to_image":
-                losses.append(_cross_entropy(self.scale * image @ collect(brain).T, positive, candidate))
+                losses.append(_cross_entropies(self.scale * image @ collect(brain).T, positive, candidate).mean())
             return torch.stack(losses).mean()
+
+    def between(
+        self,
+        first: Float[Tensor, "b d"],
+        second: Float[Tensor, "c d"],
+        *,
+        stimulus: tuple[Int64[Tensor, " b"], Int64[Tensor, " c"]],
+        label: tuple[Int64[Tensor, " b"], Int64[Tensor, " c"]],
+    ) -> Float[Tensor, ""]:
+        """Return the symmetric loss between recordings of two data sets, in float32.
+
+        Recordings of the same stimulus belong together, with ``positives: label`` of the same class; all others of the
+        other data set, from all processes, are told apart. A recording that belongs to none of them is left out. The
+        mean over processes is the mean over all rows that are left, whatever their number in each; 0 without any.
+
+        Args:
+            first: Embeddings of recordings; as many on every process.
+            second: Embeddings of recordings of another data set; as many on every process.
+            stimulus: Which picture each one is about, on both sides.
+            label: Class of each picture, or ``NO_LABEL``, on both sides.
+        """
+        self._cut_scale()
+        with torch.autocast(first.device.type, enabled=False):
+            sides = [F.normalize(side.float(), dim=-1) for side in (first, second)]
+            losses = []
+            for own, other in ((0, 1), (1, 0)):
+                collect = _gather if _world_size() > 1 else _as_it_is
+                positive = stimulus[own][:, None] == collect(stimulus[other])
+                if self.positives == "label":
+                    theirs = collect(label[other])
+                    positive = positive | ((label[own][:, None] == theirs) & (theirs != NO_LABEL))
+                left = positive.any(dim=1)
+                logits = self.scale * sides[own] @ collect(sides[other]).T
+                entropies = _cross_entropies(logits, positive | ~left[:, None], torch.ones_like(positive))
+                count = left.sum()
+                if _world_size() > 1:
+                    distributed.all_reduce(count)
+                # DDP takes the mean of gradients over processes
+                losses.append((entropies * left).sum() * _world_size() / count.clamp(min=1))
+            return torch.stack(losses).mean()
+
+    def _cut_scale(self) -> None:
+        if self.training and self.logit_scale.requires_grad:
+            # the parameter itself is cut, as in CLIP: beyond a cut of its value it would get no gradient and stay
+            self.logit_scale.data.clamp_(max=self.limit)
 
     def _pairs(
         self, stimulus: Int64[Tensor, " b"], label: Int64[Tensor, " b"], collect: Callable[[Tensor], Tensor]
@@ -162,13 +205,13 @@ def _parameter(scale: float, form: TemperatureForm) -> float:
     return scale + math.log(-math.expm1(-scale)) if form == "softplus" else scale
 
 
-def _cross_entropy(
+def _cross_entropies(
     logits: Float[Tensor, "b w"], positive: Bool[Tensor, "b w"], candidate: Bool[Tensor, "b w"]
-) -> Float[Tensor, ""]:
-    """Cross-entropy with the target uniform over the positives."""
+) -> Float[Tensor, " b"]:
+    """Cross-entropy of each row with the target uniform over its positives."""
     total = logits.masked_fill(~candidate, -math.inf).logsumexp(dim=1)
     mean = logits.masked_fill(~positive, 0).sum(dim=1) / positive.sum(dim=1)
-    return (total - mean).mean()
+    return total - mean
 
 
 def _world_size() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -74,13 +74,23 @@ class StreamedSums:
         for k in fold.unique().tolist():
             self.folds[k].update(x[fold == k], y[fold == k])
 
-    def solve(self, **options: Any) -> tuple[RidgeSolution, Moments] | None:
-        """Return the solution with its moments, the same on all ranks; None if no rank has seen a sample."""
+    def solve(self, *, towards_identity: bool = False, **options: Any) -> tuple[RidgeSolution, Moments] | None:
+        """Return the solution with its moments, the same on all ranks; None if no rank has seen a sample.
+
+        Args:
+            towards_identity: Shrink the weights towards s I instead of 0, with s the least squares factor of
+                y = s x: ridge regression of y - s x on x, for x and y of one width.
+            **options: As for ``solve_ridge``.
+        """
         folds = [_over_ranks(fold) for fold in self.folds]
         if not any(fold.count > 0 for fold in folds):
             return None
-        solution = solve_ridge(folds, **options)
         total = reduce(CoMoments.merge, folds)
+        scale = total.least_squares_factor() if towards_identity else None
+        solution = solve_ridge(folds if scale is None else [fold.less(scale) for fold in folds], **options)
+        if scale is not None:
+            identity = torch.eye(len(total.mean_x), dtype=torch.float64, device=total.mean_x.device)
+            solution = replace(solution, weight=solution.weight + scale * identity)
         weight = solution.weight
         variance = ((total.sxx @ weight) * weight).sum(dim=0) / total.count
         moments = Moments(

@@ -212,14 +212,15 @@ def test_monitor_must_be_about_validation() -> None:
 def test_a_new_person_is_learned_by_their_own_layer(place: Path) -> None:
     one, other = '--data.init_args.subjects=["a"]', '--data.init_args.subjects=["b"]'
     base = fit(one, "--trainer.max_epochs=30", name="base")
-    adapted = fit(other, f"--model.init_args.adapt={base / 'final.ckpt'}", "--trainer.max_epochs=30", name="adapted")
+    adapt = f"--model.init_args.adapt_subject={base / 'final.ckpt'}"
+    adapted = fit(other, adapt, "--trainer.max_epochs=30", name="adapted")
     before, after = (state(folder / "final.ckpt")["state_dict"] for folder in (base, adapted))
     shared = [name for name in before if "subject_layers" not in name]
     assert len(shared) > 5
     assert all(torch.equal(before[name], after[name]) for name in shared)
     words = [TRAINER, CONTRASTIVE, *SPOILT, *SMALL, *QUIET, other, "--run.name=adapted"]
     (base / "final.ckpt").rename(base / "away.ckpt")
-    main(["test", *words, f"--model.init_args.adapt={base / 'final.ckpt'}"])
+    main(["test", *words, f"--model.init_args.adapt_subject={base / 'final.ckpt'}"])
     scores = {score.name: score.value for score in read_scores(adapted / "scores.json")}
     assert scores["two_way"] > 0.6
 
@@ -228,7 +229,7 @@ def test_a_person_is_not_adapted_to_other_pictures(place: Path, capfd: pytest.Ca
     one, other = '--data.init_args.subjects=["a"]', '--data.init_args.subjects=["b"]'
     base = fit(one, "--data.init_args.split.folds=3", name="base")
     folds = ("--data.init_args.split.folds=3", "--data.init_args.split.fold=1")
-    adapt = f"--model.init_args.adapt={base / 'final.ckpt'}"
+    adapt = f"--model.init_args.adapt_subject={base / 'final.ckpt'}"
     fit(other, *folds, adapt, name="adapted")
     with pytest.raises(SystemExit):
         main(["test", TRAINER, CONTRASTIVE, *SPOILT, *SMALL, *QUIET, other, *folds, adapt, "--run.name=adapted"])

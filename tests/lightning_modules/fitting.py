@@ -49,6 +49,12 @@ def recording(
     )
 
 
+def only(modules: Any) -> Any:
+    """The module of the only data set."""
+    (module,) = modules.values()
+    return module
+
+
 def trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
     return Trainer(
         **{

@@ -14,7 +14,7 @@ from lightning import Callback, Trainer, seed_everything
 from torch import Tensor
 
 from callbacks import RunCheckpoint
-from contracts import PADDING, Batch, ContractError
+from contracts import PADDING, Batch, ContractError, Layout
 from lightning_modules import (
     ContrastiveAlignment,
     LinearEncoder,
@@ -29,6 +29,7 @@ from tests.lightning_modules.fitting import (
     linear_problem,
     loader,
     made_up,
+    only,
     recording,
     small,
     tiny,
@@ -84,8 +85,8 @@ def test_every_encoder_learns(tmp_path: Path, encoder: Any, shape: list[int], lr
     assert losses.values[0] > 0.5 * math.log(64)
     assert sum(losses.values[-6:]) < 0.3 * sum(losses.values[:6])
     assert identified() > 0.95
-    assert model.loss.scale.item() != pytest.approx(1 / 0.07), "the temperature is learned, too"
-    assert float(run.callback_metrics["train/scale"]) == pytest.approx(model.loss.scale.item(), rel=0.2)
+    assert only(model.losses).scale.item() != pytest.approx(1 / 0.07), "the temperature is learned, too"
+    assert float(run.callback_metrics["train/scale"]) == pytest.approx(only(model.losses).scale.item(), rel=0.2)
 
 
 def test_the_output_carries_what_the_contract_says(stores: Path) -> None:
@@ -119,16 +120,16 @@ def test_arguments_of_the_loss_reach_it(stores: Path) -> None:
         model = ContrastiveAlignment(data.layout, LinearEncoder, **{name: value})
         torch.manual_seed(0)
         usual = ContrastiveAlignment(data.layout, LinearEncoder)
-        losses = [stage.loss(**pairs(stage(batch))).item() for stage in (model, usual)]
+        losses = [only(stage.losses)(**pairs(stage(batch))).item() for stage in (model, usual)]
         if name == "temperature_form":
             assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-            assert model.loss.logit_scale.item() != pytest.approx(usual.loss.logit_scale.item())
+            assert only(model.losses).logit_scale.item() != pytest.approx(only(usual.losses).logit_scale.item())
         else:
             assert losses[0] != pytest.approx(losses[1], rel=1e-3), name
     limited = ContrastiveAlignment(data.layout, LinearEncoder, max_scale=15.0)
     with torch.no_grad():
-        limited.loss.logit_scale.fill_(10.0)
-    assert limited.loss.scale.item() == pytest.approx(15.0)
+        only(limited.losses).logit_scale.fill_(10.0)
+    assert only(limited.losses).scale.item() == pytest.approx(15.0)
 
 
 def pairs(output: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -159,7 +160,8 @@ def test_a_checkpoint_is_plain_data_and_enough(stores: Path, tmp_path: Path, cho
     stored = torch.load(path, weights_only=True)["hyper_parameters"]
     encoder = chosen.get("encoder", ResidualMLP)
     name, sizes = (encoder.func, encoder.keywords) if isinstance(encoder, functools.partial) else (encoder, {})
-    assert stored["encoder"] == {
+    assert stored["encoder"] is None
+    assert only(stored["encoders"]) == {
         "class_path": f"lightning_modules.networks.encoders.{name.__name__}",
         "init_args": sizes,
     }
@@ -167,13 +169,13 @@ def test_a_checkpoint_is_plain_data_and_enough(stores: Path, tmp_path: Path, cho
     assert (stored["positives"], stored["temperature_form"], stored["lr"]) == ("label", "softplus", 1e-2)
     for weights_only in (True, None):
         loaded = ContrastiveAlignment.load_from_checkpoint(path, weights_only=weights_only)
-        assert type(loaded.encoder) is name
+        assert type(only(loaded.encoders)) is name
         assert_same_weights(loaded.state_dict(), model.state_dict())
         for person in (0, 1):
             batch = whole(data, person)
             found, expected = loaded.eval()(batch), model.eval()(batch)
             assert torch.equal(found["brain_embedding"], expected["brain_embedding"])
-            assert loaded.loss(**pairs(found)) == model.loss(**pairs(expected))
+            assert only(loaded.losses)(**pairs(found)) == only(model.losses)(**pairs(expected))
 
 
 class Outside:
@@ -183,10 +185,10 @@ class Outside:
 
 def test_an_encoder_that_a_checkpoint_cannot_name_is_refused(stores: Path) -> None:
     layout = recording(stores).layout
-    with pytest.raises(ContractError, match=r"class or functools\.partial.*<lambda>"):
-        ContrastiveAlignment(layout, lambda shapes, width: LinearEncoder(shapes, width))
+    with pytest.raises(ContractError, match=r"class of a module, or functools\.partial.*<lambda>"):
+        ContrastiveAlignment(layout, lambda layout: LinearEncoder(layout))
     with pytest.raises(ContractError, match=r"functools\.partial"):
-        ContrastiveAlignment(layout, functools.partial(lambda shapes, width: LinearEncoder(shapes, width)))
+        ContrastiveAlignment(layout, functools.partial(lambda layout: LinearEncoder(layout)))
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["in a function", "in a class"])
@@ -209,14 +211,14 @@ def test_an_encoder_of_ones_own_loads(stores: Path, tmp_path: Path) -> None:
     data = recording(stores)
     model = fit(data, tmp_path / "own.ckpt", encoder=functools.partial(Own, factor=3.0))
     loaded = ContrastiveAlignment.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
-    assert isinstance(loaded.encoder, Own)
+    assert isinstance(only(loaded.encoders), Own)
     batch = whole(data)
     assert torch.equal(loaded.eval()(batch)["brain_embedding"], model.eval()(batch)["brain_embedding"])
 
 
 class Own(LinearEncoder):
-    def __init__(self, shapes: Any, width: int, *, factor: float) -> None:
-        super().__init__(shapes, width)
+    def __init__(self, layout: Layout, *, factor: float) -> None:
+        super().__init__(layout)
         self.factor = factor
 
     def forward(self, signal: Tensor, subject: Tensor) -> Tensor:
@@ -242,7 +244,8 @@ def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_positives_by_label_are_for_data_with_classes() -> None:
-    assert ContrastiveAlignment(made_up({"01": [12]}, classes=2), positives="label").loss.positives == "label"
+    model = ContrastiveAlignment(made_up({"01": [12]}, classes=2), positives="label")
+    assert only(model.losses).positives == "label"
 
 
 def test_a_checkpoint_of_other_data_is_refused(stores: Path, tmp_path: Path) -> None:
@@ -272,8 +275,8 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size(stores: Path, tmp
     # both people together, pictures that both saw removed from each other's candidates
     outputs = [model.eval()(whole(recording(stores), person, "validation")) for person in (0, 1)]
     joined = {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
-    assert found[0] == pytest.approx(model.loss(**pairs(joined)).item(), rel=1e-5)
-    alone = [model.loss(**pairs(output)).item() for output in outputs]
+    assert found[0] == pytest.approx(only(model.losses)(**pairs(joined)).item(), rel=1e-5)
+    alone = [only(model.losses)(**pairs(output)).item() for output in outputs]
     assert found[0] != pytest.approx(sum(alone) / 2, rel=1e-2), "nothing to compare"
 
 
@@ -284,7 +287,7 @@ def test_the_validation_loss_counts_each_sample_once(tmp_path: Path) -> None:
     shuffled = [Batch(**{name: value[part] for name, value in batch.items()}) for part in order.split(7)]
     padded = Batch(**{name: value[:2] for name, value in batch.items()})
     padded["row"] = torch.full((2,), PADDING)
-    expected = model.loss(**pairs(model.eval()(batch))).item()
+    expected = only(model.losses)(**pairs(model.eval()(batch))).item()
     for batches in ([batch], shuffled, [padded, *shuffled], [*shuffled, padded]):
         found = validation_loss(model, tmp_path, dataloaders=loader(batches))
         assert found == pytest.approx(expected, rel=1e-5)
@@ -296,7 +299,7 @@ def test_the_validation_loss_is_that_of_blocks_in_order(tmp_path: Path, monkeypa
     model = ContrastiveAlignment(made_up({"01": [30]}), small).eval()
     parts = [{k: v[p] for k, v in model(batch).items()} for p in torch.arange(40).split(15)]
     assert [len(part["row"]) for part in parts] == [15, 15, 10]
-    expected = sum(len(part["row"]) * model.loss(**pairs(part)).item() for part in parts) / 40
+    expected = sum(len(part["row"]) * only(model.losses)(**pairs(part)).item() for part in parts) / 40
     # several processes hold the samples in another order, too
     for order in (torch.arange(40), torch.randperm(40, generator=torch.Generator().manual_seed(0))):
         batches = [Batch(**{name: value[part] for name, value in batch.items()}) for part in order.split(9)]
@@ -440,7 +443,7 @@ def test_dropout_of_a_step_follows_its_seed(stores: Path, tmp_path: Path) -> Non
     class Masks(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
             self.seen: list[Tensor] = []
-            layers = [m for m in pl_module.encoder.modules() if isinstance(m, torch.nn.Dropout)]
+            layers = [m for m in only(pl_module.encoders).modules() if isinstance(m, torch.nn.Dropout)]
             for layer in layers:
                 layer.register_forward_hook(lambda layer, inputs, output: self.seen.append(output == 0))
 

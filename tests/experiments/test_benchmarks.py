@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from contracts import DataError
+from contracts import DataError, UserError
+from experiments.benchmarks import conversion
+from experiments.benchmarks import nsd_conversion as nsd
 from experiments.benchmarks import things_meg_conversion as things_meg
 from experiments.benchmarks.data_path import data_path, measure, open_generated
 from experiments.benchmarks.fmri_mae_step import GOD_SUBJECT_2, fmri_mae_step, make_model, plain_loss
@@ -81,25 +86,74 @@ def test_hidden_segments_are_compared_under_the_same_masks(
         masked_segments("runs/other")
 
 
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """Runs a benchmark of reading in this process and returns the rows of its table."""
+
+    def rows_of(benchmark: Callable[..., None], **options: Any) -> list[str]:
+        def in_this_process(_: str, ways: list[str], rounds: int, **options: Any) -> dict[str, list[Any]]:
+            found = {}
+            for way in ways:
+                benchmark(**options, implementation=way)
+                found[way] = [json.loads(capfd.readouterr().out.splitlines()[-1])] * rounds
+            return found
+
+        monkeypatch.setattr(conversion, "in_turns", in_this_process)
+        monkeypatch.setattr(conversion, "SECONDS", 0.0)
+        benchmark(**options)
+        return capfd.readouterr().out.splitlines()[-10:]
+
+    return rows_of
+
+
+COMPARED = re.compile(r"^\| .+ \| \d+\.\d\d \| \d+\.\d\d \| \d+\.\d{3} \(\d+\.\d{3} \.\. \d+\.\d{3}\) \|$")
+
+
 def test_reading_things_meg_is_measured_for_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: Callable[..., list[str]]
 ) -> None:
     monkeypatch.setattr(things_meg, "CHANNELS", 4)
     monkeypatch.setattr(things_meg, "TIMES", 30)
+    table = rows(things_meg.things_meg_conversion, folder=tmp_path, epochs=600, batch_size=16)
+    assert all(COMPARED.match(row) for row in table), table
+    whole, _ = things_meg.read_whole(tmp_path / "raw")
+    for residence in ("mmap", "ram"):
+        dataset = things_meg.open_store(tmp_path / "raw", tmp_path / "stores", residence, batch_size=16).dataset(
+            "train"
+        )
+        # ours stand in the order of the photographs' first appearance, which is that of the trials
+        assert torch.equal(dataset[torch.arange(len(dataset))]["signal"], whole)
+    with pytest.raises(UserError, match=r"holds files written with .*600.*, asked for .*300"):
+        things_meg.things_meg_conversion(folder=tmp_path, epochs=300)
 
-    def in_this_process(_: str, implementations: list[str], rounds: int, **options: Any) -> dict[str, list[Any]]:
-        found = {}
-        for name in implementations:
-            things_meg.things_meg_conversion(**options, implementation=name)  # type: ignore[arg-type]
-            found[name] = [json.loads(capfd.readouterr().out.splitlines()[-1])] * rounds
-        return found
 
-    monkeypatch.setattr(things_meg, "in_turns", in_this_process)
-    things_meg.things_meg_conversion(folder=tmp_path, epochs=600, batch_size=16)
-    rows = re.findall(r"^\| (.+) \| ([\d.]+) \| ([\d.]+) \| [\d.]+ \|$", capfd.readouterr().out, re.MULTILINE)
-    assert len(rows) == 6
-    assert all(float(ours) >= 0 and float(theirs) > 0 for _, ours, theirs in rows)
-    dataset = things_meg.open_store(tmp_path, 16).dataset("train")
-    whole, _ = things_meg.read_whole(tmp_path)
-    # ours stand in the order of the photographs' first appearance, which is that of the trials
-    assert torch.equal(dataset[torch.arange(len(dataset))]["signal"], whole)
+@pytest.mark.parametrize("suffix", ["hdf5", "nii.gz"])
+def test_reading_nsd_is_measured_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: Callable[..., list[str]], suffix: str
+) -> None:
+    monkeypatch.setattr(nsd, "SHAPE", (9, 8, 7))
+    monkeypatch.setattr(nsd, "VOXELS", 30)
+    monkeypatch.setattr(nsd, "PICTURE_SIDE", 2)
+    table = rows(nsd.nsd_conversion, folder=tmp_path, sessions=2, suffix=suffix, batch_size=16)
+    assert all(COMPARED.match(row) for row in table), table
+    whole, shown = nsd.read_whole(tmp_path / "raw", sessions=2, suffix=suffix)
+    dataset = nsd.open_store(tmp_path / "raw", tmp_path / "stores", "ram", sessions=2, batch_size=16).dataset("train")
+    assert whole.shape == (len(dataset), 30)
+    # ours stand photograph by photograph, in the order of their first appearance
+    order = np.argsort(pd.factorize(shown.numpy())[0], kind="stable")
+    torch.testing.assert_close(dataset[torch.arange(len(dataset))]["signal"], whole[order], atol=1e-5, rtol=1e-5)
+
+
+def test_a_ratio_is_that_of_a_round_and_whole_files_may_be_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    def results(*seconds: float) -> list[dict[str, float]]:
+        return [dict.fromkeys(("memory", "seconds", "first_ever", "first_batch", "passes"), value) for value in seconds]
+
+    ours = {way: results(1, 6, 2) for way in ("convert", "mmap", "ram")}
+    conversion.print_table({**ours, "whole": results(4, 3, 2)})
+    printed = capfd.readouterr().out.splitlines()
+    assert len(printed) == 12
+    assert all(line.endswith("| 2.00 | 3.00 | 1.000 (0.250 .. 2.000) |") for line in printed[2:])
+    conversion.print_table(ours)
+    assert all(line.endswith("| 2.00 | - | - |") for line in capfd.readouterr().out.splitlines()[2:])
+    with pytest.raises(UserError, match=r"--implementation=whole needs .* --folder"):
+        nsd.nsd_conversion(implementation="whole")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,111 +38,23 @@ from tests.formats import (
     uci_eeg,
     vangerven2010,
 )
+from tests.shipped import ALL, CONFIGS, ROOT, files, make
+from tests.tiny import (
+    CLASSES_OF_EEG,
+    FEW_CLASSES,
+    PARTS,
+    PICTURES,
+    PICTURES_ALONE,
+    SERIES,
+    SEVERAL,
+    SHIPPED_SIZE,
+    TINY,
+    TINY_PHANTOM,
+    WITHOUT_PICTURES,
+)
 
-ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "configs"
 KINDS = ("stage", "data", "trainer", "logger", "recipe", "reference", "sweep")
-ALL = sorted(path for pattern in ("*.yaml", "*.yml") for path in CONFIGS.rglob(pattern))
 NEEDS_A_GPU = {"gpu"}
-TINY_PHANTOM = (
-    '--data.init_args.phantom={"people": 2, "train_images": 1, "test_images": 1, "train_repetitions": 1, '
-    '"test_repetitions": 1, "sessions": 1}',
-    "--data.init_args.loader.batch_size=16",
-)
-PARTS = ("eeg", "meg", "fmri")
-TINY_PIXELS = (
-    '--data.init_args.embedding={"model": "pixels", "image_size": 8, "weights": null, "target": "pca(8)", '
-    '"templates": []}',
-)
-TINY_PICTURES = ('--data.init_args.pictures={"train": 2, "validation": 1, "test": 1}',)
-SMALL_BATCHES = "--data.init_args.loader.batch_size=4"
-# by the name of the data set, which may stand in several files: what makes it tiny
-TINY = {
-    "phantom": (*TINY_PHANTOM, *TINY_PIXELS),
-    "phantom_eeg": (*TINY_PHANTOM, *TINY_PIXELS),
-    "phantom_meg": (*TINY_PHANTOM, *TINY_PIXELS),
-    "phantom_multimodal": (
-        *(word.replace("init_args.", f"init_args.parts.{part}.init_args.") for part in PARTS for word in TINY_PHANTOM),
-        *TINY_PIXELS,
-        "--data.init_args.loader.batch_size=16",
-    ),
-    "phantom_pictures": (*TINY_PICTURES, "--data.init_args.loader.batch_size=16"),
-    "images": (*TINY_PIXELS, "--data.init_args.views.size=16", "--data.init_args.loader.batch_size=16"),
-    "vangerven2010": (),
-    "miyawaki2008": (),
-    "god": (*TINY_PIXELS, SMALL_BATCHES),
-    "bold5000": (*TINY_PIXELS, SMALL_BATCHES),
-    "haxby2001": (),
-    "pieman": (SMALL_BATCHES,),
-    "hcp": (SMALL_BATCHES, "--data.init_args.split.folds=3"),
-    "imagenet_eeg": (*TINY_PIXELS, SMALL_BATCHES),
-    "nsd": (*TINY_PIXELS, "--data.init_args.loader.batch_size=32", "--data.init_args.fewer_sessions=true"),
-    "things_eeg2": (*TINY_PIXELS, SMALL_BATCHES),
-    "things_meg": (*TINY_PIXELS, SMALL_BATCHES),
-    "uci_eeg": (SMALL_BATCHES,),
-    "eeg_recordings": (SMALL_BATCHES,),
-}
-# data sets of a few classes of sensor recordings, and a stage for them
-FEW_CLASSES = {"uci_eeg": "contrastive_eeg_classes", "eeg_recordings": "contrastive"}
-# data sets without pictures and classes, for self-supervised stages
-WITHOUT_PICTURES = {"pieman": "fmri_mae_timeseries", "hcp": "fmri_mae", "hcp_parcels": "fmri_mae_timeseries"}
-# data sets of pictures alone, and a stage for them
-PICTURES_ALONE = {"phantom_pictures": "clip", "images": "tokenizer", "images_god_bold5000": "tokenizer"}
-# voxels of the largest person of any data set that a stage meets at its shipped size
-SHIPPED_SIZE = Layout(
-    modality="fmri",
-    subjects=["01", "02"],
-    shape={"01": [15724], "02": [14278]},
-    rois={"01": {}, "02": {}},
-    channels=[],
-    positions=[],
-    sampling_rate=0.0,
-    start=0.0,
-    image_shape=[3, 256, 256],
-    embedding_width=1024,
-    embedding_space="pixels",
-    train_samples={"01": 9000, "02": 9000},
-    classes=[],
-    protocol="by_stimulus",
-    fold=0,
-    folds=1,
-    preparation={},
-    training_set="0",
-    transductive=False,
-)
-SERIES = SHIPPED_SIZE | {
-    "shape": {"01": [100, 10], "02": [100, 10]},
-    "rois": {name: {f"factor-{i}": 1 for i in range(100)} for name in ("01", "02")},
-    "sampling_rate": 1 / 1.5,
-}
-SEVERAL = SHIPPED_SIZE | {
-    "modality": "several",
-    "subjects": [f"{part}-{name}" for part in PARTS for name in ("01", "02")],
-    "parts": {
-        "eeg": SHIPPED_SIZE | {"modality": "eeg", "shape": {"01": [128, 440], "02": [128, 440]}},
-        "meg": SHIPPED_SIZE | {"modality": "meg", "shape": {"01": [271, 281], "02": [271, 281]}},
-        "fmri": SHIPPED_SIZE,
-    },
-}
-SEVERAL["shape"] = {f"{part}-{name}": SEVERAL["parts"][part]["shape"][name] for part in PARTS for name in ("01", "02")}
-CLASSES_OF_EEG = SHIPPED_SIZE | {
-    "modality": "eeg",
-    "shape": {"01": [61, 64], "02": [61, 64]},
-    "sampling_rate": 64.0,
-    "embedding_width": 3,
-    "classes": ["first", "matching", "non-matching"],
-}
-PICTURES = SHIPPED_SIZE | {
-    "modality": "image",
-    "subjects": ["pictures"],
-    "shape": {"pictures": [3, 64, 64]},
-    "image_shape": [3, 64, 64],
-    "preparation": {"context_length": "32"},
-}
-
-
-def files(kind: str) -> list[Path]:
-    return [path for path in ALL if path.parent == CONFIGS / kind]
 
 
 def stages() -> list[Path]:
@@ -479,65 +389,3 @@ def test_a_sweep_runs_its_first_and_last_values_on_tiny_data(path: Path, formats
         [config] = formats.glob("runs/*/*/fmri_mae/*/config_fit.yaml")
         model = yaml.safe_load(config.read_text())["model"]["init_args"]
         assert {f"fmri_mae.model.init_args.{key}": model[key] for key in ("heads",)} == values
-
-
-# ---- make ----------------------------------------------------------------------------------------
-
-
-CLIP = "runs/phantom_pictures/all/clip/default/open_clip"
-
-
-def make(*words: str) -> str:
-    """What ``make -n`` would run; ``.venv`` counts as there, and variables of this process do not reach it."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("MAKEFLAGS", "MAKELEVEL", "DATA", "SUBJECT", "TRAINER", "ARGS", "RESUME", "OVERWRITE")
-    }
-    result = subprocess.run(
-        ["make", "--no-print-directory", "-n", "-o", ".venv/.done", "-o", CLIP, *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
-
-
-def test_make_passes_on_data_trainer_and_arguments() -> None:
-    printed = make("train-ridge-direct", "DATA=vangerven2010", "TRAINER=ddp", "ARGS=--model.init_args.alpha=500")
-    words = printed.split()
-    assert words == [
-        *(".venv/bin/neuroalign", "fit", "-c", "configs/trainer/ddp.yaml", "-c", "configs/stage/ridge_direct.yaml"),
-        *("--data", "configs/data/vangerven2010.yaml", "--model.init_args.alpha=500"),
-    ]
-
-
-def test_make_takes_a_class_in_a_file_for_data() -> None:
-    assert "--data mine.py:Mine" in make("train-ridge-direct", "DATA=mine.py:Mine")
-    assert "--data configs/data/phantom.yaml" in make("train-ridge-direct")
-
-
-@pytest.mark.parametrize(("word", "flag"), [("RESUME=1", "--run.resume=true"), ("OVERWRITE=1", "--run.overwrite=true")])
-def test_make_resumes_and_overwrites_only_when_asked(word: str, flag: str) -> None:
-    assert flag in make("train-ridge-direct", word)
-    assert flag not in make("train-ridge-direct")
-
-
-def test_make_scores_and_converts() -> None:
-    assert make("score-ridge-direct").startswith(".venv/bin/neuroalign test -c configs/trainer/cpu.yaml")
-    assert make("convert", "DATA=miyawaki2008").endswith("convert --data configs/data/miyawaki2008.yaml")
-
-
-def test_make_alone_lists_every_target_with_a_line() -> None:
-    printed = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True)
-    listed = dict(re.findall(r"^(\S+)\s{2,}(\S.*)$", printed.stdout, re.MULTILINE))
-    targets = set(re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert targets <= set(listed)
-    assert all(listed.values())
-    for kind, label in (("stage", "stages"), ("data", "data")):
-        found = re.search(rf"^{label}:\s*(.*)$", printed.stdout, re.MULTILINE)
-        assert found is not None
-        assert set(found[1].split()) == {path.stem for path in files(kind)}

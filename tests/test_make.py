@@ -1,0 +1,47 @@
+"""Commands that ``make`` runs, as ``make -n`` prints them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from tests.shipped import ROOT, files, make
+
+
+def test_make_passes_on_data_trainer_and_arguments() -> None:
+    printed = make("train-ridge-direct", "DATA=vangerven2010", "TRAINER=ddp", "ARGS=--model.init_args.alpha=500")
+    words = printed.split()
+    assert words == [
+        *(".venv/bin/neuroalign", "fit", "-c", "configs/trainer/ddp.yaml", "-c", "configs/stage/ridge_direct.yaml"),
+        *("--data", "configs/data/vangerven2010.yaml", "--model.init_args.alpha=500"),
+    ]
+
+
+def test_make_takes_a_class_in_a_file_for_data() -> None:
+    assert "--data mine.py:Mine" in make("train-ridge-direct", "DATA=mine.py:Mine")
+    assert "--data configs/data/phantom.yaml" in make("train-ridge-direct")
+
+
+@pytest.mark.parametrize(("word", "flag"), [("RESUME=1", "--run.resume=true"), ("OVERWRITE=1", "--run.overwrite=true")])
+def test_make_resumes_and_overwrites_only_when_asked(word: str, flag: str) -> None:
+    assert flag in make("train-ridge-direct", word)
+    assert flag not in make("train-ridge-direct")
+
+
+def test_make_scores_and_converts() -> None:
+    assert make("score-ridge-direct").startswith(".venv/bin/neuroalign test -c configs/trainer/cpu.yaml")
+    assert make("convert", "DATA=miyawaki2008").endswith("convert --data configs/data/miyawaki2008.yaml")
+
+
+def test_make_alone_lists_every_target_with_a_line() -> None:
+    printed = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = dict(re.findall(r"^(\S+)\s{2,}(\S.*)$", printed.stdout, re.MULTILINE))
+    targets = set(re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets <= set(listed)
+    assert all(listed.values())
+    for kind, label in (("stage", "stages"), ("data", "data")):
+        found = re.search(rf"^{label}:\s*(.*)$", printed.stdout, re.MULTILINE)
+        assert found is not None
+        assert set(found[1].split()) == {path.stem for path in files(kind)}

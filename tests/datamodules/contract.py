@@ -75,7 +75,9 @@ def reference_samples(data: BrainDataModule, subject: str) -> dict[str, tuple[Ar
             place = place + "|" + trials["run"].to_numpy(object)
         for name in set(place):
             used = (place == name) & ((side == "train") | ((options.cleaning_fit == "all") & (side != "")))
-            raw[place == name] = (raw[place == name] - raw[used].mean(axis=0)) / raw[used].std(axis=0)
+            # of a session in which everything is left out nothing is looked at
+            if used.any():
+                raw[place == name] = (raw[place == name] - raw[used].mean(axis=0)) / raw[used].std(axis=0)
     result = {}
     for split in SPLITS:
         average = options.average_train if split == "train" else options.average_test

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from contracts import UserError
 from experiments import convert, grid, import_weights
@@ -42,6 +44,9 @@ def main(args: Sequence[str] | None = None) -> None:
             COMMANDS[words[0]][0](words[1:])
         else:
             run(words)
+    except SIGTERMException:
+        # Lightning would end with status 0, and what called (make, a scheduler) take the run for finished
+        raise SystemExit(128 + signal.SIGTERM) from None
     except Exception as error:
         mendable = _mendable(error)
         if mendable is None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.grid import run_grid
-from tests.datamodules.contract import real_root
+from callbacks import read_scores
+from experiments.cli import main
+from tests.datamodules.contract import SHARED, real_root
 from tests.formats.uci_eeg import ARCHIVE
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -16,12 +17,19 @@ FIRST_AGAINST_MATCHING, MATCHING_AGAINST_OTHERS = 0.845, 0.736
 @pytest.mark.full
 def test_conditions_are_told_apart_in_people_who_were_left_out(tmp_path: Path) -> None:
     real_root(f"uci_eeg/{ARCHIVE}")
-    scores = run_grid(
-        stage=[str(CONFIGS / "stage" / "contrastive_eeg_classes.yaml")],
-        data=[str(CONFIGS / "data" / "uci_eeg.yaml")],
-        root=str(tmp_path / "runs"),
-        arguments=[f"--data.init_args.stores={tmp_path / 'stores'}", "--trainer.enable_progress_bar=false"],
+    main(
+        [
+            "grid",
+            f"--stage=[{CONFIGS}/stage/contrastive_eeg_classes.yaml]",
+            f"--data=[{CONFIGS}/data/uci_eeg.yaml]",
+            f"--root={tmp_path / 'runs'}",
+            "--",
+            f"--data.init_args.root={SHARED / 'uci_eeg'}",
+            f"--data.init_args.stores={tmp_path / 'stores'}",
+            "--trainer.enable_progress_bar=false",
+        ]
     )
+    scores = read_scores(tmp_path / "runs" / "uci_eeg" / "all" / "contrastive_eeg_classes" / "default" / "grid.json")
     pooled = {score.name: score for score in scores if score.subject == "all"}
     first, second = (pooled[f"auc_{pair}_pooled"] for pair in ("first_vs_matching", "matching_vs_non-matching"))
     assert first.n == second.n == 400

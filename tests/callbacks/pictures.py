@@ -21,11 +21,14 @@ PHOTOGRAPHS = SHARED / "images" / "open_images"
 
 
 def photographs(number: int = 12, side: int = 48) -> Tensor:
-    """Real photographs ``(n, 3, side, side)`` in bytes, or noise of the same shape where they are absent."""
+    """Real photographs ``(n, 3, side, side)`` in bytes, or smooth made-up ones where they are absent."""
     files = sorted(PHOTOGRAPHS.glob("*.jpg"))[:number]
     if len(files) < number:
         random = np.random.default_rng(0)
-        return torch.from_numpy(random.integers(0, 256, (number, 3, side, side), dtype=np.uint8))
+        # as smooth as photographs are: white noise has no mean colour, and nothing is left of it in a smaller picture
+        coarse = torch.from_numpy(random.uniform(0, 255, (number, 3, 4, 4)))
+        smooth = nn.functional.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=False)
+        return smooth.round().clamp(0, 255).to(torch.uint8)
     pictures = [np.asarray(Image.open(file).convert("RGB").resize((side, side))) for file in files]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 

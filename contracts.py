@@ -216,9 +216,6 @@ class Score:
         stimuli: Number of different stimuli among them.
         similarity: ``cosine``, ``pearson`` or empty.
         protocol: Name of the split protocol.
-        fold: Which fold is tested, from 0.
-        folds: Number of folds; 1 for the data set's own division.
-        preparation: Options that shaped the training samples, and a checksum of the recordings.
         transductive: Whether test recordings took part in fitting anything.
         note: What a reader must know (few stimuli, why there is no ceiling).
         table: Title of the table in which it is compared with those of other stages.
@@ -240,6 +237,11 @@ class Score:
     transductive: bool = False
     note: str = ""
     table: str = ""
+
+    @property
+    def gallery_name(self) -> str:
+        """Name of the gallery without the number of its items."""
+        return self.gallery.partition(" (")[0]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for ``scores.json``."""

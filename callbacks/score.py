@@ -244,8 +244,7 @@ def log_names(scores: Sequence[Score], stage: str) -> dict[str, float]:
     people = {score.subject for score in scores}
     logged = {}
     for score in [*scores, *average(scores)]:
-        gallery = score.gallery.partition(" (")[0].replace(" ", "_")
-        name = "/".join(filter(None, (stage, gallery, score.name)))
+        name = "/".join(filter(None, (stage, score.gallery_name.replace(" ", "_"), score.name)))
         if score.subject == "mean" or len(people) == 1:
             logged[name] = score.value
         else:

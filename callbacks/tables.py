@@ -119,7 +119,7 @@ def print_comparison(rows: Sequence[tuple[str, str, Score]], *, title: str, refe
         values = {stage: score.value for stage, score in scores.items()}
         best = [stage for stage, value in values.items() if value == max(values.values())]
         chances = dict.fromkeys(_number(score.chance) for score in scores.values())
-        published = [_number(reference.values.get((_without_size(first.gallery), first.name)))] if reference else []
+        published = [_number(reference.values.get((first.gallery_name, first.name)))] if reference else []
         # a score that only one stage has is no comparison
         ahead = "-" if len(values) == 1 else "tie" if len(best) > 1 else best[0]
         table.add_row(
@@ -139,11 +139,6 @@ def _with_interval(score: Score | None) -> str:
     if score is None or score.low is None or score.high is None:
         return _number(None if score is None else score.value)
     return f"{score.value:.3f} ({score.low:.3f} .. {score.high:.3f})"
-
-
-def _without_size(gallery: str) -> str:
-    """Name of a gallery without the number of its items."""
-    return gallery.rpartition(" (")[0] if gallery.endswith(")") else gallery
 
 
 def _console() -> Console:

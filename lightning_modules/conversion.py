@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from contracts import PADDING, Batch, ContractError, Layout, Output, ScoreContext, parts_of
 from lightning_modules.contrastive import ContrastiveAlignment
 from lightning_modules.networks.comoments import fold_of, predicted_memory
-from lightning_modules.networks.ridge_sums import StreamedSums
+from lightning_modules.networks.ridge_sums import StreamedSums, checked_penalty, zero_linear
 from lightning_modules.stage import COMPARED, Stage, refuse_other_data
 
 KINDS = ("to_image", "from_image", "to_signal")
@@ -76,13 +76,9 @@ class CrossModalConversion(Stage):
     ) -> None:
         super().__init__(layout)
         self.save_hyperparameters()
-        if alpha != "cv" and not (isinstance(alpha, float | int) and 0 <= alpha < math.inf):
-            raise ContractError(f"alpha must be 'cv' or a number of at least 0, found {alpha!r}")
-        if folds < 2:
-            raise ContractError(f"folds must be at least 2, found {folds}")
         self.automatic_optimization = False
         self.fit_on = fit_on
-        self.options: dict[str, Any] = {"alpha": None if alpha == "cv" else float(alpha), "alphas": alphas}
+        self.options: dict[str, Any] = {"alpha": checked_penalty(alpha, folds), "alphas": alphas}
         self.n_folds = folds
         self.memory_limit = memory_limit
         self.alignment = self.earlier_stage(ContrastiveAlignment, alignment, argument="alignment")
@@ -292,16 +288,9 @@ class CrossModalConversion(Stage):
 
 
 def _key(name: str) -> str:
-    """A name that a module may have."""
-    return name.replace(".", "_")
+    """A name that a module may have, without a dot."""
+    return name.replace(".", "|")
 
 
 def _linears(sizes: Mapping[str, tuple[int, int]]) -> Any:
-    """Linear layers of zeros: weights come from the fit, never from chance."""
-    layers = nn.ModuleDict()
-    for name, (p, q) in sizes.items():
-        layer: nn.Linear = nn.utils.skip_init(nn.Linear, p, q, device=torch.get_default_device())
-        for parameter in layer.parameters():
-            nn.init.zeros_(parameter)
-        layers[name] = layer
-    return layers
+    return nn.ModuleDict({name: zero_linear(p, q) for name, (p, q) in sizes.items()})

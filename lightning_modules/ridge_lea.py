@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from contracts import PADDING, Batch, ContractError, Layout, Output, ScoreContext
 from lightning_modules.fmri_mae import FmriMAE
 from lightning_modules.networks.ridge import Form, RidgeSolution, choose_form, fold_of, predicted_memory
-from lightning_modules.networks.ridge_sums import HeldSamples, MatchedMoments, StreamedSums, rows_of_ranks
+from lightning_modules.networks.ridge_sums import (
+    HeldSamples,
+    MatchedMoments,
+    StreamedSums,
+    checked_penalty,
+    rows_of_ranks,
+    zero_linear,
+)
 from lightning_modules.stage import Stage
 
 Direction = Literal["decode", "encode"]
@@ -88,12 +95,8 @@ class RidgeAlignment(Stage):
     ) -> None:
         super().__init__(layout)
         self.save_hyperparameters()
-        if alpha != "cv" and not (isinstance(alpha, float | int) and 0 <= alpha < math.inf):
-            raise ContractError(f"alpha must be 'cv' or a number of at least 0, found {alpha!r}")
-        if folds < 2:
-            raise ContractError(f"folds must be at least 2, found {folds}")
         self.automatic_optimization = False
-        self.alpha = None if alpha == "cv" else float(alpha)
+        self.alpha = checked_penalty(alpha, folds)
         self.alphas = alphas
         self.per_target = per_target
         self.n_folds = folds
@@ -104,8 +107,8 @@ class RidgeAlignment(Stage):
         self.autoencoder = self._autoencoder(fmri_mae)
         self.width = width = layout["embedding_width"]
         sizes = [self._brain_size(subject) for subject in layout["subjects"]]
-        self.decoders = nn.ModuleList(_linear(size, width) for size in sizes)
-        self.encoders = nn.ModuleList(_linear(width, size) for size in sizes)
+        self.decoders = nn.ModuleList(zero_linear(size, width) for size in sizes)
+        self.encoders = nn.ModuleList(zero_linear(width, size) for size in sizes)
         self.moments = nn.ModuleDict(
             {
                 "decode": nn.ModuleList(MatchedMoments(width) for _ in sizes),
@@ -378,11 +381,3 @@ class RidgeAlignment(Stage):
 def _without_recordings(preparation: dict[str, str]) -> dict[str, str]:
     """Preparation of samples whoever the people are."""
     return {key: value for key, value in preparation.items() if key != "recordings"}
-
-
-def _linear(p: int, q: int) -> nn.Linear:
-    """A linear layer of zeros: weights come from the fit, never from chance."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, p, q, device=torch.get_default_device())
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, distributed, nn
 
+from contracts import ContractError
 from lightning_modules.networks.ridge import CoMoments, RidgeSolution, solve_ridge, solve_ridge_kernel
+
+
+def checked_penalty(alpha: float | Literal["cv"], folds: int) -> float | None:
+    """Return the penalty, or None where cross-validation is to choose it.
+
+    Raises:
+        ContractError: An alpha that is not ``cv`` or a number of at least 0, fewer than 2 folds.
+    """
+    if alpha != "cv" and not (isinstance(alpha, float | int) and 0 <= alpha < math.inf):
+        raise ContractError(f"alpha must be 'cv' or a number of at least 0, found {alpha!r}")
+    if folds < 2:
+        raise ContractError(f"folds must be at least 2, found {folds}")
+    return None if alpha == "cv" else float(alpha)
+
+
+def zero_linear(p: int, q: int) -> nn.Linear:
+    """Return a linear layer of zeros: weights come from a fit, never from chance."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, p, q, device=torch.get_default_device())
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from contracts import DataError
 from datamodules.core.base import BrainDataModule, Facts
 from datamodules.core.bdata import BData, load_bdata
-from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
+from datamodules.core.raw import Record, SignalAxes, Space, Stimuli, Trials
 from datamodules.core.readers import existing, load_npz, require_shape
 from datamodules.core.samples import PublishedNormalisation
 
@@ -320,7 +320,9 @@ def _read_bdata(subject: str, data: BData) -> tuple[SignalAxes, Trials]:
         session=session,
         run=[f"{number:g}" for number in data.values("Run")],
     )
-    return SignalAxes(subject=subject, rois=rois), trials
+    coordinates = data.coordinates(order)
+    space: Space | None = None if coordinates is None else "native"
+    return SignalAxes(subject=subject, rois=rois, coordinates=coordinates, space=space), trials
 
 
 def _stimuli_of(path: Path, stimulus_id: NDArray[Any], split: Sequence[str]) -> list[str]:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from contracts import DataError
 from datamodules.core.base import BrainDataModule, Facts
 from datamodules.core.cifti import load_nifti
+from datamodules.core.coordinates import world_coordinates
 from datamodules.core.download import PublicFile
-from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
+from datamodules.core.raw import Record, SignalAxes, Space, Stimuli, Trials
 from datamodules.core.readers import existing, require_shape
 from datamodules.core.timeseries import SINGLE_VOLUMES, TimeSeriesOptions, clean_run, cut_run
 
@@ -145,6 +146,8 @@ class Haxby2001(BrainDataModule):
                 subject=run.subject,
                 rois={Path(self.mask).name.split(".")[0]: run.volumes.shape[1]},
                 sampling_rate=1 / run.tr if self.time_series.segment else 0.0,
+                coordinates=run.coordinates,
+                space=run.space,
             )
 
     def _path(self, name: str) -> Path:
@@ -161,7 +164,7 @@ class Haxby2001(BrainDataModule):
                 f"{path}: expected lines of a category (0 to {len(CATEGORIES) - 1}, or {', '.join(CATEGORIES)}) and a "
                 f"run, found {' '.join(wrong)!r}"
             )
-        volumes, tr = _masked(self._path(self.bold), self._path(self.mask))
+        volumes, geometry = _masked(self._path(self.bold), self._path(self.mask))
         if len(table) != len(volumes):
             raise DataError(f"{path} labels {len(table)} volumes, {root / self.bold} holds {len(volumes)}")
         numbers = [run for _, run in table]
@@ -171,7 +174,7 @@ class Haxby2001(BrainDataModule):
         for position, run in enumerate(order):
             rows = [i for i, number in enumerate(numbers) if number == run]
             labels = [_category(table[i][0]) or REST for i in rows]
-            yield _Run("001", f"{position + 1:02d}", volumes[rows], labels, tr)
+            yield _Run("001", f"{position + 1:02d}", volumes[rows], labels, **geometry)
 
     def _openfmri(self, folder: Path) -> Iterator[_Run]:
         """Runs of all people in the layout of OpenFMRI, by the onsets and durations of the blocks in seconds."""
@@ -186,11 +189,12 @@ class Haxby2001(BrainDataModule):
         for run in runs:
             person = run.parents[1]
             mask = person / self.mask
-            volumes, tr = _masked(run / self.bold, mask if mask.is_file() else existing(self.root / self.mask))
+            volumes, geometry = _masked(run / self.bold, mask if mask.is_file() else existing(self.root / self.mask))
             labels = [REST] * len(volumes)
             for condition, category in categories.items():
                 path = existing(person / "model" / "model001" / "onsets" / run.name / f"{condition}.txt")
                 for onset, duration in _events(path):
+                    tr = geometry["tr"]
                     # a volume belongs to the block in which it begins; a millisecond for rounding
                     first, end = (int(np.ceil((time - 1e-3) / tr)) for time in (onset, onset + duration))
                     if not 0 <= first < end <= len(volumes):
@@ -200,18 +204,20 @@ class Haxby2001(BrainDataModule):
                         )
                     labels[first:end] = [category] * (end - first)
             number = run.name.removeprefix("task001_run").lstrip("0")
-            yield _Run(person.name.removeprefix("sub"), number.zfill(2), volumes, labels, tr)
+            yield _Run(person.name.removeprefix("sub"), number.zfill(2), volumes, labels, **geometry)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Volumes ``(T, V)`` of one run, their categories, and the seconds from one to the next."""
+    """Volumes ``(T, V)`` of one run, their categories, the seconds from one to the next, and places ``(V, 3)``."""
 
     subject: str
     name: str
     volumes: Array
     labels: list[str]
     tr: float
+    coordinates: Array | None
+    space: Space | None
 
 
 def _blocks(run: _Run, shift: int) -> list[tuple[str, str, Array]]:
@@ -226,8 +232,8 @@ def _blocks(run: _Run, shift: int) -> list[tuple[str, str, Array]]:
     return blocks
 
 
-def _masked(bold: Path, mask: Path) -> tuple[Array, float]:
-    """Voxels of the mask in each volume ``(T, V)``, and the seconds from one volume to the next."""
+def _masked(bold: Path, mask: Path) -> tuple[Array, dict[str, Any]]:
+    """Voxels of the mask in each volume ``(T, V)``; seconds from one volume to the next, places of the voxels."""
     volumes, header = load_nifti(bold)
     chosen, _ = load_nifti(mask)
     if volumes.ndim != 4:
@@ -238,7 +244,8 @@ def _masked(bold: Path, mask: Path) -> tuple[Array, float]:
     tr = float(header.get_zooms()[3])
     if not tr > 0:
         raise DataError(f"{bold}: the header gives no time from volume to volume (pixdim[4] is {tr})")
-    return volumes[chosen != 0].T, tr
+    coordinates, space = world_coordinates(header, np.argwhere(chosen != 0))
+    return volumes[chosen != 0].T, {"tr": tr, "coordinates": coordinates, "space": space}
 
 
 def _category(text: str) -> str | None:

@@ -172,7 +172,9 @@ class NSD(BrainDataModule):
     def _read_person(self, root: Path, person: str, paths: list[Path], design: Design) -> Iterator[Record]:
         voxels = load_voxels(root / roi_folder(person), self.mask, self.atlases)
         ncsnr = load_ncsnr(root / ncsnr_file(person), voxels)
-        yield SignalAxes(subject=person, rois=dict(voxels.rois), ncsnr=ncsnr)
+        yield SignalAxes(
+            subject=person, rois=dict(voxels.rois), ncsnr=ncsnr, coordinates=voxels.coordinates, space=voxels.space
+        )
         shown = design.shown[person]
         parts = parts_of(shown, design.shared)
         for number, path in enumerate(paths):

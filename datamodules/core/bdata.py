@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import scipy.io
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from contracts import DataError
@@ -24,6 +24,8 @@ from datamodules.core.readers import existing, require_shape
 
 DATASET = ("dataset", "dataSet")
 METADATA = ("metadata", "metaData")
+PLACES = ("voxel_x", "voxel_y", "voxel_z")
+"""Keys of the coordinates of the voxels, in millimetres of the scanned person's own space (bdpy, ``create_bdata``)."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class BData:
         if len(wrong):
             raise DataError(f"{self.path}: {key} of sample {wrong[0]} is {values[wrong[0]]} ({len(wrong)} in all)")
         return values
+
+    def coordinates(self, columns: Int[np.ndarray, " v"]) -> Float[np.ndarray, "v 3"] | None:
+        """Return the places of the voxels in some columns, in millimetres; None where the file does not tell all."""
+        if any(key not in self.metadata for key in PLACES):
+            return None
+        places: NDArray[Any] = np.stack([self.metadata[key][columns] for key in PLACES], axis=1)
+        return places if np.isfinite(places).all() else None
 
 
 def load_bdata(path: Path) -> BData:

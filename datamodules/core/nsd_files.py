@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from contracts import DataError
 from datamodules.core.cifti import load_nifti, open_nifti, reading
+from datamodules.core.coordinates import world_coordinates
+from datamodules.core.raw import Space
 from datamodules.core.readers import existing, load_mat, open_hdf5
 
 Array = NDArray[Any]
@@ -140,11 +142,16 @@ class Voxels:
         shape: Of the volume, ``(x, y, z)``.
         place: ``(3, V)`` position of each voxel, region by region.
         rois: Name -> number of voxels, in the order of the voxels.
+        coordinates: ``(V, 3)`` centre of each voxel, millimetres to the right, front and top; None where the header
+            of the mask gives no place. Origin and axes are those of the person's functional volumes.
+        space: What ``coordinates`` refer to.
     """
 
     shape: tuple[int, ...]
     place: Int[np.ndarray, "3 v"]
     rois: Mapping[str, int]
+    coordinates: Float[np.ndarray, "v 3"] | None
+    space: Space | None
 
     def of(self, volume: Array) -> Array:
         """Values of the voxels, ``(V, ...)``."""
@@ -185,7 +192,9 @@ def load_voxels(folder: Path, mask: str, atlases: Sequence[str]) -> Voxels:
             left &= labels != label
     if left.any():
         _take(REST if rois else mask, left, places, rois)
-    return Voxels(inside.shape, np.concatenate(places, axis=1), rois)
+    place = np.concatenate(places, axis=1)
+    header = open_nifti(folder / f"{mask}.nii.gz").header
+    return Voxels(inside.shape, place, rois, *world_coordinates(header, place.T))
 
 
 def _take(name: str, region: Bool[np.ndarray, "x y z"], places: list[Array], rois: dict[str, int]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -75,6 +76,10 @@ class Trials:
     run: Sequence[str] | str = "1"
 
 
+Space = Literal["MNI152", "native"]
+"""What coordinates of voxels refer to: the MNI 152 template, or the person's own brain as it lay in the scanner."""
+
+
 @dataclass(frozen=True)
 class SignalAxes:
     """What the columns of one person's signals are; yielded before or after the trials.
@@ -88,6 +93,9 @@ class SignalAxes:
         start: Time of the first sample relative to stimulus onset, in seconds.
         ncsnr: Noise ceiling signal-to-noise ratio (signal SD / noise SD of one trial) per voxel ``(V,)``,
             as NSD publishes it (Allen et al. 2022, Methods, "noise ceiling").
+        coordinates: fMRI: centre of each voxel ``(V, 3)``, world coordinates in millimetres to the right, front and
+            top of the origin; None where the files do not tell.
+        space: What ``coordinates`` refer to; None without them.
     """
 
     subject: str | None = None
@@ -97,6 +105,8 @@ class SignalAxes:
     sampling_rate: float = 0.0
     start: float = 0.0
     ncsnr: Shaped[np.ndarray, " v"] | None = None
+    coordinates: Float[np.ndarray, "v 3"] | None = None
+    space: Space | None = None
 
 
 Record = Stimuli | Trials | SignalAxes

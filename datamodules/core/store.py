@@ -9,6 +9,7 @@ A folder in the spirit of BIDS::
     stimuli-00.npy             pictures that came as arrays; others stay where they are under ``root``
     sub-01_signals.npy         (trials, V), (trials, V, T) or (trials, C, T), float32 or float16, memory mapped
     sub-01_ncsnr.npy           (V,), where the data set gives one
+    sub-01_coordinates.npy     (V, 3), where the data set knows the places of its voxels
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from contracts import DataError, Modality
-from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
+from datamodules.core.raw import Record, SignalAxes, Space, Stimuli, Trials
 from datamodules.core.readers import existing, load_npy
 from datamodules.core.stimulus_pictures import StimulusPictures, write_stimuli
 
@@ -106,7 +107,7 @@ class BrainStore:
     def axes(self, subject: str) -> SignalAxes:
         """What the columns of a person's signals are."""
         stored = self.description["axes"][subject]
-        ncsnr = self.folder / f"sub-{subject}_ncsnr.npy"
+        ncsnr, coordinates = (self.folder / f"sub-{subject}_{name}.npy" for name in ("ncsnr", "coordinates"))
         return SignalAxes(
             subject=subject,
             rois=stored["rois"],
@@ -115,6 +116,9 @@ class BrainStore:
             sampling_rate=stored["sampling_rate"],
             start=stored["start"],
             ncsnr=load_npy(ncsnr) if ncsnr.exists() else None,
+            # stores made before places were kept have neither
+            coordinates=load_npy(coordinates) if coordinates.exists() else None,
+            space=stored.get("space"),
         )
 
     def signals(self, subject: str) -> Array:
@@ -329,13 +333,34 @@ def _write_axes(folder: Path, subject: str, writer: _SignalWriter, axes: SignalA
         if axes.ncsnr.shape != (features,):
             raise DataError(f"sub-{subject}: ncsnr must be ({features},), found {axes.ncsnr.shape}")
         np.save(folder / f"sub-{subject}_ncsnr.npy", axes.ncsnr.astype(np.float32), allow_pickle=False)
+    if axes.coordinates is not None or axes.space is not None:
+        _write_coordinates(folder, subject, axes, voxels=writer.shape[0])
     return {
         "rois": rois,
         "channels": list(axes.channels),
         "positions": [] if axes.positions is None else axes.positions.tolist(),
         "sampling_rate": float(axes.sampling_rate),
         "start": float(axes.start),
+        "space": axes.space,
     }
+
+
+def _write_coordinates(folder: Path, subject: str, axes: SignalAxes, *, voxels: int) -> None:
+    coordinates = axes.coordinates
+    if coordinates is None or axes.space not in get_args(Space):
+        given = "no coordinates" if coordinates is None else "coordinates"
+        raise DataError(
+            f"sub-{subject}: {given} in space {axes.space!r}; coordinates come with one of {', '.join(get_args(Space))}"
+        )
+    if coordinates.shape != (voxels, 3):
+        raise DataError(f"sub-{subject}: coordinates must be ({voxels}, 3), found {coordinates.shape}")
+    wrong = np.flatnonzero(~np.isfinite(coordinates).all(axis=1))
+    if len(wrong):
+        raise DataError(
+            f"sub-{subject}: {len(wrong)} of {voxels} voxels have coordinates that are not finite, the first is voxel "
+            f"{wrong[0]}: {coordinates[wrong[0]].tolist()}"
+        )
+    np.save(folder / f"sub-{subject}_coordinates.npy", coordinates.astype(np.float32), allow_pickle=False)
 
 
 def _read_table(path: Path) -> pd.DataFrame:

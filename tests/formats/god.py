@@ -37,6 +37,8 @@ EXCLUSIVE = {
     "HVC": [15, 18],
 }
 VOXELS = 20
+PLACES = np.stack([3.0 * np.arange(VOXELS) - 30, -60 - 1.5 * np.arange(VOXELS), 2.0 * np.arange(VOXELS) - 10], axis=1)
+"""Millimetres."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,10 @@ def bdata_content(
         values[list(where)] = 1
         return values
 
-    metadata = {"VoxelData": flags(*range(1, columns)), "voxel_x": np.arange(columns + 4.0)}
+    metadata = {"VoxelData": flags(*range(1, columns))}
+    for axis, name in enumerate(("voxel_x", "voxel_y", "voxel_z")):
+        metadata[name] = blank.copy()
+        metadata[name][1:columns] = PLACES[:, axis]
     for name, voxels in MASKS.items():
         metadata[f"ROI_{name}"] = flags(0, *(1 + voxel for voxel in voxels))
         metadata[f"ROI_{name}"][1 + np.setdiff1d(np.arange(VOXELS), voxels)[:3]] = 0

@@ -48,7 +48,11 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
                 _remove(partial)
                 raise
     except OSError as error:
-        advice = "; free some space there or choose another folder (--data.init_args.stores)"
+        there = next(folder for folder in target.absolute().parents if folder.is_dir())
+        advice = (
+            f"; {shutil.disk_usage(there).free / 1e6:,.1f} MB are free in {there}; free some space there or choose "
+            "another folder (--data.init_args.stores)"
+        )
         about_files = isinstance(error, FileNotFoundError)
         raise DataError(f"could not make {target}: {error}{'' if about_files else advice}; nothing was kept") from error
     return target

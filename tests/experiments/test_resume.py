@@ -1,4 +1,4 @@
-"""A fit that was killed and resumed ends bitwise where an unbroken one ends, on one process and on two."""
+"""A fit that was killed or told to end, and resumed, ends bitwise where an unbroken one does, on 1 and 2 processes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,22 @@ from lightning import Callback
 
 
 class Kill(Callback):
-    '''Kills the whole process group, as a scheduler or a power cut would, when the n-th hook is reached.'''
+    '''Kills the whole process group, as a scheduler or a power cut would, when the n-th hook is reached; or tells
+    one process to end.'''
 
     def __init__(self) -> None:
         self.passed, self.at = 0, int(os.environ.get("KILL_AT", "0"))
+        self.told = os.environ.get("TELL_RANK", "")
 
     def _pass(self, trainer) -> None:
         self.passed += 1
         if self.passed == self.at:
-            os.killpg(0, signal.SIGKILL)
+            if not self.told:
+                os.killpg(0, signal.SIGKILL)
+            elif self.told == "all":
+                os.killpg(0, signal.SIGTERM)
+            elif self.told == str(trainer.global_rank):
+                os.kill(os.getpid(), getattr(signal, os.environ["TELL"]))
         if trainer.is_global_zero:
             with open("passed.txt", "w") as file:
                 file.write(str(self.passed))
@@ -130,15 +137,20 @@ def hooks(place: Path) -> dict[int, int]:
     return passed
 
 
+def resume(place: Path, processes: int, name: str, minutes: float) -> None:
+    """Let a fit that was broken off come to its end."""
+    launch(place, words(processes, name, f"--run.checkpoint_minutes={minutes}", "--run.resume=auto"))
+    assert_same_run(place, name, run_folder(place, f"unbroken-{processes}"))
+
+
 def kill_and_resume(place: Path, processes: int, kills: Sequence[int], minutes: float, name: str) -> None:
     """Kill a fit when it has passed so many hooks, several times in a row, and let it finish."""
     option = f"--run.checkpoint_minutes={minutes}"
     for number, at in enumerate(kills):
-        resume = ["--run.resume=true"] if number else []
-        launch(place, words(processes, name, option, *resume), status=-9, variables={"KILL_AT": str(at)})
+        again = ["--run.resume=true"] if number else []
+        launch(place, words(processes, name, option, *again), status=-9, variables={"KILL_AT": str(at)})
         assert not (run_folder(place, name) / "final.ckpt").exists()
-    launch(place, words(processes, name, option, "--run.resume=true"))
-    assert_same_run(place, name, run_folder(place, f"unbroken-{processes}"))
+    resume(place, processes, name, minutes)
 
 
 @pytest.mark.parametrize(("processes", "share"), [(1, 0.45), (2, 0.6)])
@@ -161,3 +173,55 @@ def test_twenty_four_kills_anywhere(
 @pytest.mark.full
 def test_a_fit_that_is_killed_again_and_again_comes_to_its_end(place: Path, hooks: dict[int, int]) -> None:
     kill_and_resume(place, 1, [hooks[1] // 3] * 2, 0, "often")
+
+
+# ---- told to end ---------------------------------------------------------------------------------
+
+
+def tell_and_resume(place: Path, processes: int, rank: int, told: str, at: int, name: str) -> None:
+    """Tell one process of a fit to end, which writes no checkpoint before it is told, and resume it."""
+    variables = {"KILL_AT": str(at), "TELL_RANK": str(rank), "TELL": told}
+    printed = launch(place, words(processes, name, "--run.checkpoint_minutes=60"), status=143, variables=variables)
+    assert "told to end" in printed
+    assert "Traceback" not in printed
+    folder = run_folder(place, name)
+    assert not (folder / "final.ckpt").exists()
+    assert not list(folder.glob("*_rank-*.txt")), "an order is no failure"
+    assert not list(folder.glob("hpc_ckpt*"))
+    resume(place, processes, name, 60)
+
+
+def test_one_of_two_processes_is_told_to_end(place: Path, hooks: dict[int, int]) -> None:
+    tell_and_resume(place, 2, 1, "SIGTERM", 3, "told")
+
+
+def test_a_fit_that_is_told_to_end_loses_no_batch(place: Path, hooks: dict[int, int]) -> None:
+    # the first hooks: start of a batch, its end, start of the second, the step of both, its end
+    variables = {"KILL_AT": "4", "TELL_RANK": "0", "TELL": "SIGUSR1"}
+    launch(place, words(1, "first", "--run.checkpoint_minutes=60"), status=143, variables=variables)
+    state = torch.load(run_folder(place, "first") / "last.ckpt", weights_only=True)
+    progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    assert (state["epoch"], state["global_step"], progress["processed"]) == (0, 1, 2)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("processes", "rank", "told"), [(1, 0, "SIGUSR1"), (2, 0, "SIGTERM"), (2, 1, "SIGTERM")])
+def test_told_to_end_anywhere(
+    place: Path, hooks: dict[int, int], processes: int, rank: int, told: str, seed: int
+) -> None:
+    # not in the last epoch, which ends before it is told
+    at = random.Random(f"{processes} {rank} {seed}").randint(1, 3 * hooks[processes] // 4 - 8)
+    tell_and_resume(place, processes, rank, told, at, f"told-{processes}-{rank}-{seed}")
+
+
+@pytest.mark.full
+def test_an_order_to_all_leaves_those_that_prepare_batches(place: Path, hooks: dict[int, int]) -> None:
+    workers = "--data.init_args.loader.workers=1"
+    variables = {"KILL_AT": "20", "TELL_RANK": "all"}
+    printed = launch(
+        place, words(1, "workers", "--run.checkpoint_minutes=60", workers), status=143, variables=variables
+    )
+    assert "told to end" in printed
+    assert "Traceback" not in printed
+    resume(place, 1, "workers", 60)

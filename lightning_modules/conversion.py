@@ -39,7 +39,9 @@ class CrossModalConversion(Stage):
     * to the target's signal: picture -> signal (e -> s), one for every person, fitted on the training samples; a
       conversion is z -> e of the source, then e -> s of the target person.
 
-    Nothing of this needs stimuli that two modalities share.
+    Nothing of this needs stimuli that two modalities share. ``validation/loss`` is the mean squared error of the
+    signals predicted from held-out pictures, by which penalties can be chosen (a mean over data sets, each of which is
+    logged, too).
 
     Reference: Ferrante et al. (2024), Towards neural foundation models for vision (arXiv 2411.09723), for the
     retrieval; the regressions are beyond it.
@@ -95,6 +97,8 @@ class CrossModalConversion(Stage):
         )
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
         self._sums: dict[tuple[str, str], StreamedSums] = {}
+        # of each part: sum and number of the errors of a validation
+        self._errors = torch.zeros(len(self.parts), 2, dtype=torch.double)
 
     @property
     def provides(self) -> Mapping[str, frozenset[str]]:  # type: ignore[override]  # depends on the data
@@ -167,6 +171,7 @@ class CrossModalConversion(Stage):
 
     def on_validation_epoch_start(self) -> None:
         """Begin to collect anew where an earlier validation of this epoch has solved the regressions already."""
+        self._errors = torch.zeros(len(self.parts), 2, dtype=torch.double, device=self.device)
         if self._collects():
             self._sums = self._empty_sums("to_image", "from_image") | self._sums
 
@@ -174,6 +179,7 @@ class CrossModalConversion(Stage):
         """Return what is known without regressions; while fitting, add the batch to the sums of embeddings."""
         if self._collects():
             self._add_embeddings(batch)
+        self._add_error(batch)
         return {
             "brain_embedding": self._embed(batch),
             "image_embedding": batch["embedding"],
@@ -181,10 +187,28 @@ class CrossModalConversion(Stage):
             **self.passed_through(batch),
         }
 
+    def _add_error(self, batch: Batch) -> None:
+        """Add to the mean squared error, of each part, of signals predicted from pictures."""
+        real = batch["row"] != PADDING
+        predicted = self._signals(batch["embedding"], batch["subject"])
+        errors = (predicted - batch["signal"]).square().flatten(1).mean(dim=1)[real].double()
+        place = list(self.parts).index(self._part(batch["subject"]))
+        self._errors[place] += torch.stack([errors.sum(), torch.full_like(errors.sum(), len(errors))])
+
+    def _log_errors(self) -> None:
+        # these regressions are fitted on training recordings, whatever those between embeddings are fitted on
+        total, count = self.trainer.strategy.reduce(self._errors, reduce_op="sum").unbind(dim=1)
+        errors = {name: value for name, value in zip(self.parts, total / count, strict=True) if value.isfinite()}
+        for name, value in errors.items():
+            # every process has the same value
+            self.log(f"validation/loss/{name}", value.float(), sync_dist=True)
+        self.log("validation/loss", torch.stack(list(errors.values())).mean().float(), sync_dist=True)
+
     def on_validation_epoch_end(self) -> None:
-        """Solve the regressions between embeddings."""
+        """Solve the regressions between embeddings, and log the error of those of signals."""
         if self._collects():
             self._solve("to_image", "from_image")
+        self._log_errors()
 
     def _collects(self) -> bool:
         fitting: bool = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking

@@ -138,9 +138,11 @@ class BrainDataModule(Converted):
     def prepared(self) -> dict[str, SubjectSamples]:
         """Samples of each person, cleaned and averaged."""
         cache = self.stores / "prepared"
+        # once for all: looking through all trials for each person would take a thousand people a million looks
+        trials_of = self.trials.groupby("subject", sort=False)
         people = {}
         for subject in self.subjects:
-            trials = self.trials[self.trials["subject"] == subject]
+            trials = trials_of.get_group(subject)
             people[subject] = prepare_subject(
                 self.store,
                 subject,

@@ -6,7 +6,6 @@ Memory, seconds and passes over the training trials of one person, each way in a
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from contracts import UserError
 from datamodules import BrainDataModule
-from experiments.benchmarks.in_turns import in_turns
+from experiments.benchmarks.in_turns import in_turns, kilobytes, peak_memory, seconds_of
 
 SECONDS = 3.0
 """For which passes are made, and at least three of them."""
@@ -88,7 +87,7 @@ def compare(
         size = sum(path.stat().st_size for path in files) / 1e9
         print(f"{recordings.text} in {len(files)} files, {size:.2f} GB; {batch_size} a batch")
         ways = ["convert", "mmap", "ram", "whole"]
-        free = _kilobytes("/proc/meminfo", "MemAvailable") * 1024e-9
+        free = kilobytes("/proc/meminfo", "MemAvailable") * 1024e-9
         if recordings.needed >= free:
             ways.remove("whole")
             print(f"whole files in memory would take about {recordings.needed:.1f} GB, {free:.1f} are free: left out")
@@ -188,22 +187,3 @@ def _whole(recordings: Recordings, raw: Path, batch_size: int) -> tuple[dict[str
 def _serve(batches: Iterable[Any]) -> None:
     for _ in batches:
         pass
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    """Seconds that something takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def peak_memory() -> float:
-    """Most memory that this process ever held, in GB; that of the process it was started from does not count."""
-    return _kilobytes("/proc/self/status", "VmHWM") * 1024e-9
-
-
-def _kilobytes(file: str, name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", Path(file).read_text(), re.MULTILINE)
-    if found is None:
-        raise UserError(f"no {name} in {file}: this benchmark needs Linux")
-    return int(found[1])

@@ -10,19 +10,17 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from contracts import Batch, Layout, UserError
-from experiments.benchmarks.in_turns import in_turns, ratio, seconds_and_memory
+from contracts import Batch, UserError
+from experiments.benchmarks.in_turns import On, flop_counter, in_turns, ratio, seconds_and_memory
+from experiments.benchmarks.layouts import GOD_SUBJECT_2, god
 from lightning_modules import FmriMAE
-
-GOD_SUBJECT_2 = (757, 727, 603, 416, 372, 124, 576, 829)
-"""Voxels of V1, V2, V3, V4, FFA, PPA, LOC and the rest of HVC in GOD's second person."""
 
 Implementation = Literal["ours", "plain"]
 
@@ -35,10 +33,8 @@ def fmri_mae_step(
     decoder_width: int = 512,
     num_heads: int = 16,
     rounds: int = 3,
-    device: str = "cpu",
-    precision: Literal["float32", "bfloat16"] = "float32",
-    compile: bool = False,
     implementation: Implementation | None = None,
+    **on: Any,
 ) -> None:
     """Print seconds and peak memory of a step of each implementation, and their ratio.
 
@@ -50,18 +46,17 @@ def fmri_mae_step(
         decoder_width: Width of the decoder.
         num_heads: Attention heads of both.
         rounds: Measurements of each, in turns.
-        device: ``cpu`` or ``cuda``.
-        precision: Of ours; ``bfloat16`` is autocast. The plain one is always float32.
-        compile: Whether ours is compiled.
         implementation: Measure only this one, in this process, and print plain numbers.
+        **on: Where and how (``On``): ``--device``, and ``--precision`` and ``--compile`` of ours; the plain one is
+            always float32.
     """
-    options = {name: value for name, value in locals().items() if name not in ("rounds", "implementation")}
+    options = {name: value for name, value in locals().items() if name not in ("rounds", "implementation", "on")}
+    place = On(**on)
     if implementation is not None:
-        print(json.dumps(_measure(implementation, **options)))
+        print(json.dumps(_measure(implementation, place, **options)))
         return
-    found = in_turns(__spec__.name, ["ours", "plain"], rounds=rounds, **options)
-    weights = found["ours"][0]["weights"]
-    print(f"{weights / 1e6:.2f} million weights, batch {batch_size}, {device}, ours in {precision}, compile={compile}")
+    found = in_turns(__spec__.name, ["ours", "plain"], rounds=rounds, **options, **on)
+    print(f"{found['ours'][0]['weights'] / 1e6:.2f} million weights, batch {batch_size}, ours on {place}")
     for name, results in found.items():
         seconds = sorted(result["seconds"] for result in results)
         memory = max(result["memory"] for result in results)
@@ -76,16 +71,9 @@ def fmri_mae_step(
 
 def make_model(*, width: int, depth: int, decoder_width: int, decoder_depth: int, num_heads: int) -> FmriMAE:
     """Return the network for one person with the regions of ``GOD_SUBJECT_2``, with the same weights on every call."""
-    rois = {f"region-{number}": size for number, size in enumerate(GOD_SUBJECT_2)}
-    layout: Layout = {  # type: ignore[typeddict-item]  # only what the stage reads
-        "modality": "fmri",
-        "subjects": ["02"],
-        "shape": {"02": [sum(GOD_SUBJECT_2)]},
-        "rois": {"02": rois},
-    }
     torch.manual_seed(0)
     return FmriMAE(
-        layout,
+        god(),
         width=width,
         depth=depth,
         num_heads=num_heads,
@@ -155,38 +143,28 @@ def _linear(weight: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
 
 
 def _measure(
-    implementation: Implementation,
-    *,
-    batch_size: int,
-    device: str,
-    precision: str,
-    compile: bool,
-    num_heads: int,
-    **sizes: int,
+    implementation: Implementation, on: On, *, batch_size: int, num_heads: int, **sizes: int
 ) -> dict[str, float]:
     """Seconds, peak memory in GB and floating point operations of one step after a first one."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = make_model(num_heads=num_heads, **sizes).to(device)
+    model = make_model(num_heads=num_heads, **sizes).to(on.device)
     row = torch.arange(batch_size)
-    signal = torch.randn(batch_size, sum(GOD_SUBJECT_2), generator=torch.Generator().manual_seed(1)).to(device)
-    batch = Batch(signal=signal, subject=torch.zeros_like(row), row=row.to(device))
+    signal = torch.randn(batch_size, sum(GOD_SUBJECT_2), generator=torch.Generator().manual_seed(1)).to(on.device)
+    batch = Batch(signal=signal, subject=torch.zeros_like(row), row=row.to(on.device))
     network = model.autoencoder
     weight = dict(network.named_parameters()) | dict(network.named_buffers())
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-5, betas=(0.9, 0.95), weight_decay=0.01)
-    if compile and implementation == "ours":
-        for part in model.networks():
-            part.compile()
+    if implementation == "ours":
+        on.prepare(model)
 
     def loss() -> Tensor:
         if implementation == "plain":
             return plain_loss(weight, signal, num_heads=num_heads)
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        with on.autocast():
             return model.reconstruction_loss(batch, "all").mean()
 
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         first = _step(loss, optimiser)
-    measured = seconds_and_memory(lambda: _step(loss, optimiser), device)
+    measured = seconds_and_memory(lambda: _step(loss, optimiser), on.device)
     weights = sum(parameter.numel() for parameter in model.parameters())
     flop = counter.get_total_flops()
     return {**measured, "loss": first, "weights": weights, "flop": flop}

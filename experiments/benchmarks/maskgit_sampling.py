@@ -18,7 +18,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from contracts import Layout, UserError
-from experiments.benchmarks.in_turns import in_turns, ratio, seconds_and_memory
+from experiments.benchmarks.in_turns import On, in_turns, ratio, seconds_and_memory
 from lightning_modules import MaskGIT
 from lightning_modules.networks.token_sampling import hidden_after, sample_codes
 
@@ -36,10 +36,8 @@ def maskgit_sampling(
     width: int = 768,
     num_heads: int = 16,
     rounds: int = 3,
-    device: str = "cpu",
-    precision: Literal["float32", "bfloat16"] = "float32",
-    compile: bool = False,
     implementation: Implementation | None = None,
+    **on: Any,
 ) -> None:
     """Print seconds, codes per second and peak memory of each implementation, and their ratio.
 
@@ -52,18 +50,17 @@ def maskgit_sampling(
         width: Width of the transformer.
         num_heads: Attention heads.
         rounds: Measurements of each, in turns.
-        device: ``cpu`` or ``cuda``.
-        precision: Of ours; ``bfloat16`` is autocast. The plain one is always float32.
-        compile: Whether ours is compiled.
         implementation: Measure only this one, in this process, and print plain numbers.
+        **on: Where and how, as in ``fmri_mae_step``.
     """
-    options = {name: value for name, value in locals().items() if name not in ("rounds", "implementation")}
+    options = {name: value for name, value in locals().items() if name not in ("rounds", "implementation", "on")}
+    place = On(**on)
     if implementation is not None:
-        print(json.dumps(_measure(implementation, **options)))
+        print(json.dumps(_measure(implementation, place, **options)))
         return
-    found = in_turns(__spec__.name, ["ours", "plain"], rounds=rounds, **options)
+    found = in_turns(__spec__.name, ["ours", "plain"], rounds=rounds, **options, **on)
     codes = batch_size * samples * (size // 16) ** 2
-    print(f"{batch_size} embeddings, {samples} pictures each, T={steps}, {device}, {precision}, compile={compile}")
+    print(f"{batch_size} embeddings, {samples} pictures each, T={steps}, ours on {place}")
     for name, results in found.items():
         seconds = sorted(result["seconds"] for result in results)
         middle = statistics.median(seconds)
@@ -170,28 +167,19 @@ def _states(weight: dict[str, Tensor], codes: Tensor, condition: Tensor, *, num_
 
 
 def _measure(
-    implementation: Implementation,
-    *,
-    batch_size: int,
-    samples: int,
-    steps: int,
-    device: str,
-    precision: str,
-    compile: bool,
-    **sizes: int,
+    implementation: Implementation, on: On, *, batch_size: int, samples: int, steps: int, **sizes: int
 ) -> dict[str, float]:
     """Seconds and peak memory in GB of drawing the codes, after one short draw."""
-    model = make_model(samples=samples, steps=steps, **sizes).to(device)
-    embedding = torch.randn(batch_size, 1024, generator=torch.Generator().manual_seed(1)).to(device)
-    if compile and implementation == "ours":
-        for part in model.networks():
-            part.compile()
+    model = make_model(samples=samples, steps=steps, **sizes).to(on.device)
+    embedding = torch.randn(batch_size, 1024, generator=torch.Generator().manual_seed(1)).to(on.device)
+    if implementation == "ours":
+        on.prepare(model)
 
     def draw(how_many: int) -> None:
         if implementation == "plain":
             plain_codes(model, embedding, samples=samples, steps=how_many)
             return
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.no_grad(), on.autocast():
             sample_codes(
                 model.transformer,
                 model.condition(embedding),
@@ -201,8 +189,8 @@ def _measure(
             )
 
     # compiled for the shapes that will come; without a compiler two steps warm up as well as eleven
-    draw(steps if compile else 2)
-    return seconds_and_memory(lambda: draw(steps), device)
+    draw(steps if on.compile else 2)
+    return seconds_and_memory(lambda: draw(steps), on.device)
 
 
 if __name__ == "__main__":

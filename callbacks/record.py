@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,10 @@ from torch import Tensor
 from callbacks.metrics.gather import Outputs
 from callbacks.score import Part, ScoreCallback, average
 from callbacks.tables import print_scores
+from callbacks.whole_file import whole_file
 from contracts import DataError, Gallery, Output, Score, ScoreContext
+
+SPACE = "free some space and run the command again"
 
 
 class RunRecord(Callback):
@@ -68,7 +70,7 @@ class RunRecord(Callback):
             layout: Any = pl_module.layout
             names = layout["subjects"]
             tensors = {f"{names[number]}/{k}": v for number, output in people.items() for k, v in output.items()}
-            _save_tensors(Path(trainer.default_root_dir) / "predictions.safetensors", tensors)
+            save_tensors(Path(trainer.default_root_dir) / "predictions.safetensors", tensors)
 
     def _write_scores(self, trainer: Trainer, name: str) -> list[ScoreCallback]:
         """Write and print; return the callbacks that scored, or none where nothing is to be kept."""
@@ -85,15 +87,20 @@ class RunRecord(Callback):
 
 def write_scores(path: Path, scores: Sequence[Score]) -> None:
     """Write ``scores.json``, a list of scores as plain data, in one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps([score.as_dict() for score in scores], indent=2) + "\n")
-    os.replace(partial, path)
+    with whole_file(path, SPACE) as partial:
+        partial.write_text(json.dumps([score.as_dict() for score in scores], indent=2) + "\n")
 
 
 def read_scores(path: Path) -> list[Score]:
-    """Read ``scores.json`` back."""
-    return [Score(**entry) for entry in json.loads(path.read_text())]
+    """Read ``scores.json`` back.
+
+    Raises:
+        DataError: Missing or damaged file.
+    """
+    try:
+        return [Score(**entry) for entry in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"cannot read {path}: {error}; test the run again") from error
 
 
 def save_part(path: Path, part: Part) -> None:
@@ -111,7 +118,7 @@ def save_part(path: Path, part: Part) -> None:
         "ceiling_reason": context.ceiling_reason,
         "lineage": list(context.lineage),
     }
-    _save_tensors(path, tensors, {"facts": json.dumps(facts)})
+    save_tensors(path, tensors, {"facts": json.dumps(facts)})
 
 
 def load_part(path: Path) -> Part:
@@ -154,10 +161,9 @@ def load_part(path: Path) -> Part:
     return Part(outputs, context)
 
 
-def _save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    # a copy each: slices of one tensor share memory, which the format refuses
-    save_file({name: value.clone().contiguous() for name, value in tensors.items()}, partial, metadata)
-    partial.chmod(0o644)  # the library writes files that only their owner can read
-    os.replace(partial, path)
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors and texts into one ``.safetensors`` file, in one rename."""
+    with whole_file(path, SPACE) as partial:
+        # a copy each: slices of one tensor share memory, which the format refuses
+        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, partial, metadata)
+        partial.chmod(0o644)  # the library writes files that only their owner can read

@@ -207,6 +207,19 @@ class Images(DataModule):
             )
         return numbers
 
+    def about(self) -> list[dict[str, Any]]:
+        """The folders, and what is declared about each data set."""
+        folders = [{"name": self.name, "folder": str(folder)} for folder in self.folders]
+        return [*folders, *(facts for data in self.datasets for facts in data.about())]
+
+    def picture(self, number: int) -> NDArray[Any] | None:
+        """The whole picture, RGB uint8 ``(H, W, 3)``."""
+        return self.pictures[number].load()
+
+    def missing_stores(self) -> list[Path]:
+        """Those of the data sets."""
+        return [folder for data in self.datasets for folder in data.missing_stores()]
+
     def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
         """Return the pictures of a split as a gallery, the layout and the embedder; made once a split."""
         split = EVALUATED[stage]

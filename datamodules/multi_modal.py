@@ -10,6 +10,7 @@ from typing import Any, Literal
 from zlib import crc32
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -218,6 +219,26 @@ class MultiModal(DataModule):
             for name, part in self.parts.items()
         }
         return self._serve(SideBySide(samples), SideBySideSampler(samplers, epoch=self.epoch), "train")
+
+    # ---- what reports show -------------------------------------------------------------------------
+
+    def about(self) -> list[dict[str, Any]]:
+        """What is declared about each part."""
+        return [{"part": name, **facts} for name, part in self.parts.items() for facts in part.about()]
+
+    def stimulus_name(self, number: int) -> str:
+        """Its name in the raw files of the first part that has it."""
+        stimulus = self.tables.stimuli.iloc[number]
+        return self.parts[stimulus["part"]].stimulus_name(int(stimulus["row"]))
+
+    def picture(self, number: int) -> NDArray[Any] | None:
+        """The picture as it was shown, RGB uint8 ``(H, W, 3)``; None where its part has none."""
+        stimulus = self.tables.stimuli.iloc[number]
+        return self.parts[stimulus["part"]].picture(int(stimulus["row"]))
+
+    def missing_stores(self) -> list[Path]:
+        """Those of the parts."""
+        return [folder for part in self.parts.values() for folder in part.missing_stores()]
 
     # ---- what scores need --------------------------------------------------------------------------
 

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from contracts import UserError
-from experiments import convert, grid, import_weights
+from callbacks.termination import STATUS, termination
+from callbacks.whole_file import free_space
+from contracts import DataError, UserError
+from experiments import convert, grid, import_weights, sweep
+from experiments.failure import end_with_parent
+from experiments.report import command as report
 from experiments.run import run
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "grid": (grid.main, "stages x data sets x people x folds x seeds: train, test, join, one table"),
+    "sweep": (sweep.main, "trials of a sweep file, by an agent of Weights & Biases or without a server: one table"),
     "convert": (convert.main, "convert a data set and embed its pictures, without training"),
     "import-weights": (import_weights.main, "published weights of LEA, MinD-Vis and MaskGIT become a checkpoint"),
+    "report": (report.main, "one HTML file of what runs found: scores, stimuli, curves, maps, and what was run"),
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a full disk, a used-up quota, and a file beyond the largest allowed."""
 RUNS = {
     "fit": "train a stage",
     "validate": "score a checkpoint on the validation pictures",
@@ -35,18 +44,13 @@ def main(args: Sequence[str] | None = None) -> None:
     # float32 matrix products in full precision on every device: scores must not depend on the GPU
     torch.set_float32_matmul_precision("highest")
     _quiet()
+    end_with_parent()
     try:
-        if not words or words[0] in ("-h", "--help"):
-            print("usage: neuroalign COMMAND ...    (neuroalign COMMAND --help)")
-            for name, text in {**RUNS, **{name: text for name, (_, text) in COMMANDS.items()}}.items():
-                print(f"  {name:<16}{text}")
-        elif words[0] in COMMANDS:
-            COMMANDS[words[0]][0](words[1:])
-        else:
-            run(words)
+        with termination.heard():
+            _call(words)
     except SIGTERMException:
         # Lightning would end with status 0, and what called (make, a scheduler) take the run for finished
-        raise SystemExit(128 + signal.SIGTERM) from None
+        raise SystemExit(STATUS) from None
     except Exception as error:
         mendable = _mendable(error)
         if mendable is None:
@@ -55,9 +59,22 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+def _call(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: neuroalign COMMAND ...    (neuroalign COMMAND --help)")
+        for name, text in {**RUNS, **{name: text for name, (_, text) in COMMANDS.items()}}.items():
+            print(f"  {name:<16}{text}")
+    elif words[0] in COMMANDS:
+        COMMANDS[words[0]][0](words[1:])
+    else:
+        run(words)
+
+
 def _mendable(error: BaseException | None) -> UserError | None:
     """The error that a user can mend, where the argument parser has wrapped one into its own."""
     while error is not None and not isinstance(error, UserError):
+        if isinstance(error, OSError) and error.errno in FULL:
+            return DataError(f"{error}; {free_space(Path(error.filename or '.'))}; free some and run the command again")
         error = error.__cause__
     return error
 

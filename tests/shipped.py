@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 ALL = sorted(path for pattern in ("*.yaml", "*.yml") for path in CONFIGS.rglob(pattern))
 CLIP = "runs/phantom_pictures/all/clip/default/open_clip"
+VARIABLES = ("DATA", "SUBJECT", "TRAINER", "CLUSTER", "ARGS", "RESUME", "OVERWRITE", "STAGE", "COUNT")
 
 
 def files(kind: str) -> list[Path]:
@@ -19,9 +20,7 @@ def files(kind: str) -> list[Path]:
 def make(*words: str) -> str:
     """What ``make -n`` would run; ``.venv`` counts as there, and variables of this process do not reach it."""
     environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("MAKEFLAGS", "MAKELEVEL", "DATA", "SUBJECT", "TRAINER", "ARGS", "RESUME", "OVERWRITE")
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", *VARIABLES)
     }
     result = subprocess.run(
         ["make", "--no-print-directory", "-n", "-o", ".venv/.done", "-o", CLIP, *words],

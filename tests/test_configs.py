@@ -20,7 +20,9 @@ from contracts import Layout
 from datamodules import DataModule, MultiModal
 from experiments import arguments, cli
 from experiments.cli import main
-from experiments.run import CLI
+from experiments.run import CLI, RunOptions
+from experiments.sweep_file import read_sweep
+from experiments.trial_table import read_trials
 from lightning_modules import Stage
 from tests.formats import (
     bold5000,
@@ -300,6 +302,7 @@ def test_phantom_finds_the_small_clip_where_make_leaves_it(name: str, formats: P
 def parsed_trainer(path: Path) -> Any:
     parser = arguments.Parser(parser_mode="omegaconf+")
     parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_class_arguments(RunOptions, "run")
     parser.add_argument("--config", action="config")
     return parser.parse_args([f"--config={path}"]).trainer
 
@@ -307,7 +310,9 @@ def parsed_trainer(path: Path) -> Any:
 @pytest.mark.parametrize("path", files("trainer"), ids=named)
 def test_a_trainer_file_leaves_the_samplers_alone(path: Path, formats: Path) -> None:
     loaded = content(path)
-    assert set(loaded) == {"trainer"}
+    assert set(loaded) <= {"trainer", "run"}
+    # where there may be a GPU, it is used as it is best used
+    assert loaded.get("run", {}).get("bf16", False) == (loaded["trainer"]["accelerator"] != "cpu")
     config = parsed_trainer(path)
     assert config.use_distributed_sampler is False
     assert config.accelerator == loaded["trainer"]["accelerator"]
@@ -375,17 +380,20 @@ def test_published_scores_are_those_of_tasks_that_are_scored(path: Path) -> None
 # ---- sweeps --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", files("sweep"), ids=named)
-def test_a_sweep_runs_its_first_and_last_values_on_tiny_data(path: Path, formats: Path) -> None:
-    loaded = content(path)
-    assert loaded["command"][0] == loaded["program"] == "neuroalign"
-    assert loaded["command"][-1] == "${args}"
-    words = [re.sub(r"\bconfigs/", f"{CONFIGS}/", word) for word in loaded["command"][1:-1]]
-    [data] = re.findall(r"--data=\[.*/(\S+)\.yaml\]", " ".join(words))
-    for place in (0, -1):
-        values = {name: entry["values"][place] for name, entry in loaded["parameters"].items()}
-        arguments_of = [f"--{name}={value}" for name, value in values.items()]
-        main([*words, *arguments_of, *TINY[data], "--fmri_mae.trainer.max_epochs=1"])
-        [config] = formats.glob("runs/*/*/fmri_mae/*/config_fit.yaml")
-        model = yaml.safe_load(config.read_text())["model"]["init_args"]
-        assert {f"fmri_mae.model.init_args.{key}": model[key] for key in ("heads",)} == values
+SWEEPS = [pytest.param(p, marks=[pytest.mark.full] * (p.stem != "lea_heads"), id=named(p)) for p in files("sweep")]
+
+
+@pytest.mark.parametrize("path", SWEEPS)
+def test_a_sweep_finds_its_metric_at_both_ends_on_tiny_data(path: Path, formats: Path) -> None:
+    (formats / "configs").symlink_to(CONFIGS)
+    sweep = read_sweep(path)
+    first, *_, last = sweep.trials(count=None, seed=0)
+    # what is of published size takes a minute a step
+    short = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"] * path.stem.endswith("_full")
+    for values in (first, last):
+        tiny = [*TINY[dataset_of(Path(values["data"]))], "--trainer.max_epochs=1", *short]
+        main(sweep.with_words(["--trainer=configs/trainer/cpu.yaml", *tiny]).words(values)[1:])
+    found = read_trials("runs", path.stem)
+    assert len(found) == 2
+    assert all(sweep.metric in trial.values for trial in found)
+    assert not list(formats.rglob("scores.json")), "a trial is never tested"

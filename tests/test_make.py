@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 
 import pytest
@@ -33,6 +34,48 @@ def test_make_resumes_and_overwrites_only_when_asked(word: str, flag: str) -> No
 def test_make_scores_and_converts() -> None:
     assert make("score-ridge-direct").startswith(".venv/bin/neuroalign test -c configs/trainer/cpu.yaml")
     assert make("convert", "DATA=miyawaki2008").endswith("convert --data configs/data/miyawaki2008.yaml")
+
+
+def test_make_reports_on_one_run_and_on_several() -> None:
+    words = [".venv/bin/neuroalign", "report"]
+    assert shlex.split(make("report", "RUN=runs/a/all/b/c")) == [*words, "--runs=[runs/a/all/b/c]"]
+    several = make("report", "RUNS=runs/a/*/b/c runs/d", "TO=page.html")
+    assert shlex.split(several) == [*words, "--runs=[runs/a/*/b/c,runs/d]", "--to=page.html"]
+
+
+def test_make_report_asks_which_runs() -> None:
+    done = subprocess.run(["make", "report"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "make report RUN=runs/" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["demo", "lea", "neural-alignment"])
+def test_tables_end_with_a_report(target: str) -> None:
+    assert "--report=runs/reports/phantom/" in make(target)
+    assert "--report=runs/reports/vangerven2010/" in make(target, "DATA=vangerven2010")
+
+
+def test_make_sweeps_a_stage_by_its_file() -> None:
+    assert make("sweep", "STAGE=fmri-mae").split() == [
+        *(".venv/bin/neuroalign", "sweep", "--file=configs/sweep/fmri_mae.yaml"),
+    ]
+    given = ("DATA=vangerven2010", "COUNT=3", "TRAINER=gpu", "ARGS=--subjects=01")
+    assert make("sweep-local", "STAGE=ridge-lea", *given).split() == [
+        *(".venv/bin/neuroalign", "sweep", "--local=true", "--file=configs/sweep/ridge_lea.yaml"),
+        *("--data=configs/data/vangerven2010.yaml", "--count=3", "--trainer=configs/trainer/gpu.yaml", "--subjects=01"),
+    ]
+
+
+def test_make_sweeps_with_the_image_space_of_the_data_sets_that_are_named() -> None:
+    asked = (
+        ("sweep-local", "STAGE=fmri-mae"),
+        ("sweep-local", "STAGE=fmri-mae", "DATA=god"),
+        ("sweep", "STAGE=lea-heads"),
+        ("sweep", "STAGE=lea-heads", "DATA=phantom_eeg"),
+    )
+    # where it has not been made
+    needs = ["configs/stage/clip.yaml" in make(*words, "CLIP=nowhere/clip") for words in asked]
+    assert needs == [True, False, False, True]
 
 
 def test_make_alone_lists_every_target_with_a_line() -> None:

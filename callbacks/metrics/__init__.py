@@ -4,7 +4,7 @@ from callbacks.metrics.discrimination import area, discrimination
 from callbacks.metrics.frechet import frechet_distance
 from callbacks.metrics.galleries import Block, rank_queries
 from callbacks.metrics.identification import identification
-from callbacks.metrics.pearson import encoding, pearson
+from callbacks.metrics.pearson import encoding, pearson, resampled_pearson
 from callbacks.metrics.picture_pairs import compare, mean_of_pairs, two_way_of_pairs
 from callbacks.metrics.pictures import class_scores, perceptual_distance, pixel_correlation, ssim
 from callbacks.metrics.published import clip_correlation, one_permutation_two_way
@@ -46,6 +46,7 @@ __all__ = [
     "perceptual_distance",
     "pixel_correlation",
     "rank_queries",
+    "resampled_pearson",
     "ssim",
     "top_k",
     "two_way",

@@ -110,8 +110,6 @@ def encoding(
         ValueError: Shapes that do not fit, values that are not finite, or no varying feature at all.
     """
     x, y = _matrix(predicted, target)
-    if len(stimulus) != len(x):
-        raise ValueError(f"stimulus has {len(stimulus)} rows, the signals {len(x)}")
     if ceiling is not None and tuple(ceiling.shape) != (x.shape[1],):
         raise ValueError(f"ceiling is {tuple(ceiling.shape)}, there are {x.shape[1]} features")
     keep = y.amax(0) != y.amin(0)
@@ -120,21 +118,11 @@ def encoding(
     if not bool(keep.all()):
         x, y = x[:, keep], y[:, keep]
     limit = None if ceiling is None else ceiling.detach().cpu().double()[keep]
-    stimuli, first, which = np.unique(stimulus.cpu().numpy(), return_index=True, return_inverse=True)
-    u, v = len(stimuli), x.shape[1]
-    rng_permute, rng_boot = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
-    shuffles = permutations(u, n_permutations, rng_permute)
-    weights = bootstrap_weights(u, n_bootstraps, rng_boot)
-    rows, columns = torch.from_numpy(which), torch.from_numpy(first)
-    real = torch.empty(1, v, dtype=torch.float64)
-    permuted, resampled = torch.empty(n_permutations, v), torch.empty(n_bootstraps, v)
-    for start in range(0, v, _FEATURES):
-        part = slice(start, start + _FEATURES)
-        xs, ys = _standard(x[:, part]).nan_to_num(0.0), _standard(y[:, part])
-        real[0, part] = (xs * ys).sum(0).clamp(-1, 1)
-        permuted[:, part] = _permuted(xs, ys, shuffles, rows, columns)
-        resampled[:, part] = _resampled(xs, ys, weights[:, rows].double())
-    scores = _summaries(real, limit, threshold)[0]
+    real, permuted, resampled = resampled_pearson(
+        x, y, stimulus, n_permutations=n_permutations, n_bootstraps=n_bootstraps, seed=seed
+    )
+    u, v = len(stimulus.unique()), x.shape[1]
+    scores = _summaries(real[None], limit, threshold)[0]
     of_real = {name: float(value[0]) for name, value in scores.items()}
     of_permuted, ceilings = _summaries(permuted, limit, threshold)
     of_resampled, _ = _summaries(resampled, limit, threshold)
@@ -158,6 +146,51 @@ def encoding(
         note = "; ".join(filter(None, notes))
         result.append(Estimate(name, value, low, high, p, chance, len(x), u, note, ceilings.get(name)))
     return result
+
+
+def resampled_pearson(
+    predicted: Float[Tensor, "n ..."],
+    target: Float[Tensor, "n ..."],
+    stimulus: Int[Tensor, " n"],
+    *,
+    n_permutations: int,
+    n_bootstraps: int,
+    seed: int = 0,
+) -> tuple[Float[Tensor, " v"], Float[Tensor, "p v"], Float[Tensor, "b v"]]:
+    """Correlations of each feature: the real ones, with stimuli permuted, and with stimuli resampled (``encoding``).
+
+    Args:
+        predicted: ``(n, V)`` or ``(n, C, T)``; flattened to V features.
+        target: The same shape.
+        stimulus: ``(n,)``; samples may share one.
+        n_permutations: P.
+        n_bootstraps: B.
+        seed: Seed of permutations and bootstrap.
+
+    Returns:
+        ``(V,)`` float64, ``(P, V)`` and ``(B, V)`` float32. A constant prediction gives 0, a constant target NaN.
+
+    Raises:
+        ValueError: Shapes that do not fit, or values that are not finite.
+    """
+    x, y = _matrix(predicted, target)
+    if len(stimulus) != len(x):
+        raise ValueError(f"stimulus has {len(stimulus)} rows, the signals {len(x)}")
+    stimuli, first, which = np.unique(stimulus.cpu().numpy(), return_index=True, return_inverse=True)
+    rng_permute, rng_boot = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+    shuffles = permutations(len(stimuli), n_permutations, rng_permute)
+    weights = bootstrap_weights(len(stimuli), n_bootstraps, rng_boot)
+    rows, columns = torch.from_numpy(which), torch.from_numpy(first)
+    v = x.shape[1]
+    real = torch.empty(v, dtype=torch.float64)
+    permuted, resampled = torch.empty(n_permutations, v), torch.empty(n_bootstraps, v)
+    for start in range(0, v, _FEATURES):
+        part = slice(start, start + _FEATURES)
+        xs, ys = _standard(x[:, part]).nan_to_num(0.0), _standard(y[:, part])
+        real[part] = (xs * ys).sum(0).clamp(-1, 1)
+        permuted[:, part] = _permuted(xs, ys, shuffles, rows, columns)
+        resampled[:, part] = _resampled(xs, ys, weights[:, rows].double())
+    return real, permuted, resampled
 
 
 def _permuted(xs: Tensor, ys: Tensor, shuffles: Tensor, rows: Tensor, first: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ import json
 import traceback
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
+
+from numpy.typing import NDArray
 
 from contracts import DataError, Modality, UserError
 from datamodules.core.atomic import build_once
@@ -91,7 +93,6 @@ class Converted(DataModule):
     def store(self) -> BrainStore:
         """The converted data set; converts it on first use, one process at a time."""
         options = self.conversion_options()
-        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
 
         def convert(folder: Path) -> None:
             about = {
@@ -113,7 +114,7 @@ class Converted(DataModule):
                 parts=self.parts,
             )
 
-        folder = build_once(self.stores / (f"{self.name}-{digest}" if options else self.name), convert)
+        folder = build_once(self._store_folder, convert)
         store = BrainStore(folder, self.root)
         if store.description.get("reader") != self._reader:
             raise DataError(
@@ -128,6 +129,39 @@ class Converted(DataModule):
                 f"--data.init_args.stores, or delete {folder} to convert again"
             )
         return store
+
+    @property
+    def _store_folder(self) -> Path:
+        options = self.conversion_options()
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+        return self.stores / (f"{self.name}-{digest}" if options else self.name)
+
+    def missing_stores(self) -> list[Path]:
+        """The folder of the store, where the data set is not converted yet."""
+        return [] if self._store_folder.exists() else [self._store_folder]
+
+    def about(self) -> list[dict[str, Any]]:
+        """What is declared about the data set, and the options of its conversion."""
+        declared = asdict(self.facts)
+        facts = {key: declared[key] for key in ("modality", "units", "licence", "citation")}
+        return [
+            {
+                "name": self.name,
+                **facts,
+                "people": len(self.facts.subjects),
+                "stimuli": self.facts.stimuli,
+                "conversion": self.conversion_options(),
+                "store": str(self._store_folder),
+            }
+        ]
+
+    def stimulus_name(self, number: int) -> str:
+        """Its name in the raw files."""
+        return str(self.store.stimuli["id"].iloc[number])
+
+    def picture(self, number: int) -> NDArray[Any] | None:
+        """The picture as it was shown, RGB uint8 ``(H, W, 3)``."""
+        return self.store.image(number) if self.store.has_pictures else None
 
     @property
     def _reader(self) -> str:

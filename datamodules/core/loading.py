@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from jaxtyping import Int64
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -108,6 +111,24 @@ class DataModule(LightningDataModule):
     @abstractmethod
     def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
         """Return galleries, ceilings, protocol and layout for scoring a split (contract 3)."""
+
+    # ---- what reports show -------------------------------------------------------------------------
+
+    def about(self) -> list[dict[str, Any]]:
+        """What the data are, one entry for each data set: plain data with its ``name``."""
+        return [{"name": self.name}]
+
+    def stimulus_name(self, number: int) -> str:
+        """Name of a stimulus, by its number in a batch."""
+        return str(number)
+
+    def picture(self, number: int) -> NDArray[Any] | None:
+        """The picture of a stimulus, by its number in a batch: RGB uint8 ``(H, W, 3)``; None without pictures."""
+        return None
+
+    def missing_stores(self) -> list[Path]:
+        """Folders of converted data that are not there yet and would have to be made first."""
+        return []
 
     # ---- what it asks of the trainer ---------------------------------------------------------------
 
@@ -224,6 +245,7 @@ class DataModule(LightningDataModule):
             collate_fn=_as_it_is,  # type: ignore[arg-type]  # typed for lists of samples
             num_workers=self.loader.workers,
             persistent_workers=self.loader.workers > 0,
+            worker_init_fn=_leave_orders_to_the_trainer,
         )
 
 
@@ -253,6 +275,12 @@ class _Loader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+
+def _leave_orders_to_the_trainer(worker: int) -> None:
+    """Let orders to end pass: a scheduler sends them to every process, and the trainer still needs its batches."""
+    for order in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(order, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -59,7 +59,7 @@ SWEEP_CLIP = $(if $(filter $(SWEPT),$(PHANTOM)),$(CLIP))
 REPORTS = runs/reports/$(basename $(notdir $(DATA_FILE)))
 REPORTED = $(or $(RUN),$(RUNS),$(error say which runs: make report RUN=runs/<data>/<people>/<stage>/<name>, or RUNS='<folder> <folder> ...' to compare them))
 # a file of tests stays in one process; networks this small are fastest on one core
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 comma := ,
 empty :=
 space := $(empty) $(empty)

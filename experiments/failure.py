@@ -57,6 +57,9 @@ class RecordFailure(Callback):
         self._forget()
 
     def _forget(self) -> None:
+        assert self.folder is not None
+        if not self.folder.is_dir():
+            return
         for kind in ("error", "crash"):
             self._file(kind).unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from contracts import PADDING, Batch, ContractError, Layout, Output, parts_of
+from lightning_modules.networks.checkpoints import load_stage
 from lightning_modules.networks.encoders import Encoder, EncoderFactory, ResidualMLP, TemporalSpatialConv
 from lightning_modules.networks.infonce import (
     Direction,
@@ -188,9 +189,7 @@ class ContrastiveAlignment(GradientStage):
                 raise ContractError(
                     f"{type(encoder).__name__} shares nothing between the people of {name}: train without adapt_subject"
                 )
-        if not path.is_file():
-            raise ContractError(f"no checkpoint {path.absolute()}; change --model.init_args.adapt_subject")
-        checkpoint = torch.load(path, map_location=self.device, weights_only=True)
+        checkpoint = load_stage(path, argument="adapt_subject", stage=type(self).__name__)
         theirs = parts_of(checkpoint["hyper_parameters"]["layout"])
         for name, part in parts_of(self.layout).items():
             if name not in theirs:

@@ -90,8 +90,8 @@ def section(runs: Sequence[Run]) -> Section | None:
     if without:
         parts.append(
             Note(
-                f"No signals are predicted by {', '.join(without)}: they only decode, and which voxels a decoder uses "
-                "is not shown here."
+                f"No predicted signals were kept by {', '.join(without)}, so there is nothing to show voxel by voxel; "
+                "which voxels a decoder uses is not shown here."
             )
         )
     return Section("Where in the brain", parts) if parts else None

@@ -62,13 +62,14 @@ def above_chance(score: Score) -> bool:
 def _chart(title: str, matrices: dict[str, Cells]) -> Chart:
     columns = min(3, len(matrices))
     rows = -(-len(matrices) // columns)
-    height = 250 * rows + 90 * (rows - 1)
+    height = 270 * rows + 100 * (rows - 1)
     figure = make_subplots(
         rows,
         columns,
-        subplot_titles=list(matrices),
+        # long names stand in two lines
+        subplot_titles=[name.replace(", ", "<br>") for name in matrices],
         horizontal_spacing=0.1,
-        vertical_spacing=90 / height if rows > 1 else 0.0,
+        vertical_spacing=100 / height if rows > 1 else 0.0,
     )
     for place, (measure, cells) in enumerate(matrices.items()):
         row, column = place // columns + 1, place % columns + 1

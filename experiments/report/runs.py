@@ -118,10 +118,9 @@ class Run:
         curves: dict[str, dict[int, float]] = {}
         files = sorted(self.folder.glob("csv/fit*/metrics.csv"), key=lambda file: file.stat().st_mtime)
         for file in files:
-            with file.open(newline="") as stream:
+            with _whole(file), file.open(newline="") as stream:
                 for row in csv.DictReader(stream):
                     for name, text in row.items():
-                        # a killed run may leave half a line
                         if name not in (None, "step", "epoch") and text and row.get("step"):
                             curves.setdefault(name, {})[int(row["step"])] = float(text)
         return {name: sorted(values.items()) for name, values in curves.items()}

@@ -58,4 +58,4 @@ def screenshot(page: Path, section: str, to: Path, width: int = 1100, scale: flo
 
 
 if __name__ == "__main__":
-    auto_cli(screenshot)
+    auto_cli(screenshot, as_positional=False)

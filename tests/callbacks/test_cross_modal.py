@@ -336,7 +336,7 @@ def test_a_stage_without_embeddings_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, CrossModal()).test(replay, datamodule=data, verbose=False)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.full)])
 def test_several_processes_agree_with_one(tmp_path: Path, processes: int) -> None:
     one, many = tmp_path / "one", tmp_path / "many"
     scored(one)

@@ -241,6 +241,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_memory_does_not_grow_with_the_number_of_epochs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(format, "TIMES", 2500)

@@ -56,6 +56,7 @@ def test_the_plain_network_is_ours() -> None:
     torch.testing.assert_close(plain_loss(weight, signal, num_heads=2), ours)
 
 
+@pytest.mark.full
 def test_a_step_is_measured_for_both(capfd: pytest.CaptureFixture[str]) -> None:
     fmri_mae_step(**SMALL, batch_size=2, rounds=1)
     printed = capfd.readouterr().out

@@ -155,6 +155,7 @@ def test_a_process_that_is_killed_ends_all(place: Path, launcher: str, who: int)
     fail(place, launcher, who, "SIGKILL")
 
 
+@pytest.mark.full
 def test_a_crash_of_python_says_where_and_a_later_fit_clears_it_away(place: Path) -> None:
     words = ["-m", "experiments", *WORDS, CPU, "--run.name=crash"]
     launch(place, words, status=-signal.SIGSEGV, variables={"ACTION": "crashes", "WHO": "0"})

@@ -175,6 +175,7 @@ def test_the_earlier_stage_of_all_people_is_that_of_the_same_name(neuroalign: Ca
     assert_taken(loaded("lea", "sub-02", "b"), decoders[1], "maskgit.")
 
 
+@pytest.mark.full
 def test_pictures_and_scores_are_those_of_one_process_and_any_batch_size(neuroalign: Call, folder: Path) -> None:
     if not run_of("lea", "sub-01").joinpath("final.ckpt").exists():
         neuroalign(*grid('--subjects=["01"]'))

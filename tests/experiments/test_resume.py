@@ -191,6 +191,7 @@ def tell_and_resume(place: Path, processes: int, rank: int, told: str, at: int, 
     resume(place, processes, name, 60)
 
 
+@pytest.mark.full
 def test_one_of_two_processes_is_told_to_end(place: Path, hooks: dict[int, int]) -> None:
     tell_and_resume(place, 2, 1, "SIGTERM", 3, "told")
 

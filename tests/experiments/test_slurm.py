@@ -258,7 +258,7 @@ def test_a_process_that_does_not_see_the_gpus_of_its_node_is_refused(
 
 def submitted(cluster: Cluster, *words: str, status: int = 0) -> str:
     """What ``make`` prints; run folders are those of the cluster's folder."""
-    runs = f"RUNS={cluster.folder / 'runs' / 'digits'}"
+    runs = f"DATA_RUNS={cluster.folder / 'runs' / 'digits'}"
     ready = ["-o", ".venv/.done"]
     result = subprocess.run(
         ["make", "--no-print-directory", *ready, *words, "DATA=vangerven2010", "CLUSTER=slurm", runs],

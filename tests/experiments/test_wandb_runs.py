@@ -197,6 +197,7 @@ class Breaks(Callback):
 """
 
 
+@pytest.mark.full
 def test_a_training_outlives_w_and_b(place: Path) -> None:
     (place / "breaks.py").write_text(BREAKS)
     (place / "breaks.yaml").write_text("trainer:\n  callbacks+:\n    - class_path: breaks.py:Breaks\n")

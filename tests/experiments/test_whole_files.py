@@ -202,7 +202,7 @@ def test_a_fit_begun_anew_and_killed_is_not_taken_for_the_old_one(place: Path, n
 
 
 def test_an_overwriting_fit_says_that_it_has_begun(place: Path, neuroalign: Neuroalign) -> None:
-    neuroalign("fit", "--run.overwrite=true", "--trainer.limit_train_batches=1", status=2)
+    neuroalign("fit", "--run.overwrite=true", "--trainer.limit_train_batches=0.5", status=2)
     assert (place / BEGUN_ANEW).exists(), "the fit failed in its first epoch: not everyone was met"
     assert (place / "final.ckpt").exists()
 

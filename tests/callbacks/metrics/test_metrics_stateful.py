@@ -48,7 +48,7 @@ def _process(rank, world, port, silent, queue):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("world", "silent"), [(2, None), (2, 1), (3, 0)])
+@pytest.mark.parametrize(("world", "silent"), [(2, None), (2, 1), pytest.param(3, 0, marks=pytest.mark.full)])
 def test_processes_agree(world, silent):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -250,7 +250,7 @@ def test_an_origin_amid_the_voxels_tells_no_place() -> None:
 def test_runs_that_only_decode_get_a_note(raw: Path, tmp_path: Path) -> None:
     run = recorded_run(run_folder(tmp_path), data_config(InPlace, raw))
     (note,) = shown([run])
-    assert "they only decode" in note.text
+    assert "No predicted signals were kept by" in note.text
     assert "made_up" in note.text
 
 

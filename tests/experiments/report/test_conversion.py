@@ -56,10 +56,10 @@ def test_each_score_is_in_its_cell(tmp_path: Path) -> None:
     [chart] = charts(tmp_path, SCORES)
     titles = [annotation.text for annotation in chart.figure.layout.annotations]
     assert titles == [
-        "two-way, retrieval",
-        "two-way, regression",
+        "two-way<br>retrieval",
+        "two-way<br>regression",
         "Pearson of signals",
-        "chance-corrected two-way, retrieval",
+        "chance-corrected two-way<br>retrieval",
     ]
     matrices = dict(zip(titles, chart.figure.data, strict=True))
     retrieval = cells(matrices["two-way, retrieval"])

@@ -62,17 +62,17 @@ def test_each_score_is_in_its_cell(tmp_path: Path) -> None:
         "chance-corrected two-way<br>retrieval",
     ]
     matrices = dict(zip(titles, chart.figure.data, strict=True))
-    retrieval = cells(matrices["two-way, retrieval"])
+    retrieval = cells(matrices["two-way<br>retrieval"])
     assert set(retrieval) == {("eeg", "image"), ("image", "eeg"), ("eeg", "fmri")}
     value, text, hover = retrieval["eeg", "image"]
     assert (value, text) == (0.593, "0.593")
     assert "0.493 .. 0.693" in hover
     assert "chance 0.500, p 0.001, n 7" in hover
-    assert cells(matrices["two-way, regression"])["eeg", "image"][0] == 0.566
+    assert cells(matrices["two-way<br>regression"])["eeg", "image"][0] == 0.566
     assert cells(matrices["Pearson of signals"]).keys() == {("eeg", "fmri")}
     # pictures come first
-    assert list(matrices["two-way, retrieval"].y) == ["image", "eeg"]
-    assert matrices["two-way, retrieval"].zmin == 0.5
+    assert list(matrices["two-way<br>retrieval"].y) == ["image", "eeg"]
+    assert matrices["two-way<br>retrieval"].zmin == 0.5
 
 
 def test_what_is_not_above_chance_is_in_brackets(tmp_path: Path) -> None:

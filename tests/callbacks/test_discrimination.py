@@ -340,6 +340,7 @@ def scored(folder: Path, devices: int) -> None:
         )
 
 
+@pytest.mark.full
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     scored(one, 1)

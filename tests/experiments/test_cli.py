@@ -277,6 +277,7 @@ def test_a_data_set_may_live_outside_the_repository(neuroalign: Neuroalign, tmp_
     assert config["data"]["class_path"].endswith("Noise")
 
 
+@pytest.mark.full
 def test_weights_and_biases_works_offline_without_login(neuroalign: Neuroalign, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)

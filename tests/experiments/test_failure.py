@@ -125,17 +125,9 @@ def fail(place: Path, launcher: str, who: int, action: str) -> str:
 full = pytest.mark.full
 
 
-@pytest.mark.parametrize(
-    ("launcher", "who"),
-    [
-        ("lightning", 1),
-        pytest.param("lightning", 0, marks=full),
-        pytest.param("torchrun", 1, marks=full),
-        pytest.param("torchrun", 0, marks=full),
-        pytest.param("slurm", 1, marks=full),
-        pytest.param("slurm", 0, marks=full),
-    ],
-)
+@full
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun", "slurm"])
+@pytest.mark.parametrize("who", [0, 1])
 def test_a_process_that_raises_leaves_its_error_and_ends_all(place: Path, launcher: str, who: int) -> None:
     name = fail(place, launcher, who, "raises")
     text = left(place, name)[f"error_rank-{who}.txt"]

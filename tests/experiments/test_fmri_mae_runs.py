@@ -235,6 +235,7 @@ def kill_and_resume(
     assert_equal(state(checkpoint(run)), state(checkpoint(unbroken)))
 
 
+@pytest.mark.full
 def test_a_killed_fit_goes_on_as_if_nothing_had_happened(place: Path, hooks: dict[tuple[str, int], int]) -> None:
     kill_and_resume(place, hooks, "patch", 0.45)
 

@@ -160,6 +160,7 @@ def test_a_missing_maskgit_is_one_clear_line(neuroalign: Call) -> None:
     assert re.search(r"no checkpoint \S*phantom/all/tokenizer/none/final\.ckpt; train that stage first", message)
 
 
+@pytest.mark.full
 def test_the_earlier_stage_of_all_people_is_that_of_the_same_name(neuroalign: Call) -> None:
     """Two names, one after another by hand; a run of one person takes the MaskGIT of all people, not its own."""
     for name, rate in (("a", "0.001"), ("b", "0.1")):

@@ -153,7 +153,7 @@ def kill_and_resume(place: Path, processes: int, kills: Sequence[int], minutes: 
     resume(place, processes, name, minutes)
 
 
-@pytest.mark.parametrize(("processes", "share"), [(1, 0.45), (2, 0.6)])
+@pytest.mark.parametrize(("processes", "share"), [(1, 0.45), pytest.param(2, 0.6, marks=pytest.mark.full)])
 def test_a_killed_fit_goes_on_as_if_nothing_had_happened(
     place: Path, hooks: dict[int, int], processes: int, share: float
 ) -> None:

@@ -266,6 +266,7 @@ def test_all_of_nsd() -> None:
     assert ridge.flop == pytest.approx(1e11 + 8 * 1024**2)
 
 
+@pytest.mark.full
 def test_operations_of_the_vision_transformer_are_those_worked_by_hand() -> None:
     tokens, width, layers = 257, 1280, 32
     block = 2 * tokens * 12 * width**2 + 2 * 2 * tokens**2 * width
@@ -273,6 +274,7 @@ def test_operations_of_the_vision_transformer_are_those_worked_by_hand() -> None
     assert costs.embedding_flop("nsd") == layers * block + patches + 2 * width * 1024
 
 
+@pytest.mark.full
 def test_costs_are_printed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     found = {"flop": 3e11, "seconds": 3.0, "share": [0.5]}
     monkeypatch.setattr(costs, "in_turns", lambda _, names, **__: {name: [found] for name in names})

@@ -346,6 +346,7 @@ def fit_and_draw(folder: Path, *, devices: int = 1, batch_size: int = 8) -> None
     torch.save({**content, "weights": weights}, folder / f"{devices}-{run.global_rank}.pt")
 
 
+@pytest.mark.full
 def test_losses_weights_and_pictures_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"classes": 3, "train": 6, "test": 3, "validation": 0.17}
     tokenizer(pictured(tmp_path / "stores-1", **sizes), tmp_path / "tokenizer.ckpt", epochs=2)

@@ -323,6 +323,7 @@ def fit_and_validate(folder: Path, *, devices: int = 1, batch_size: int = 8) -> 
         torch.save(model.state_dict(), folder / f"{devices}.pt")
 
 
+@pytest.mark.full
 def test_losses_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     fit_and_validate(tmp_path)
     (tmp_path / "script.py").write_text(

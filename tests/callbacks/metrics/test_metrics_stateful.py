@@ -48,7 +48,10 @@ def _process(rank, world, port, silent, queue):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("world", "silent"), [(2, None), (2, 1), pytest.param(3, 0, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("world", "silent"),
+    [pytest.param(2, None, marks=pytest.mark.full), (2, 1), pytest.param(3, 0, marks=pytest.mark.full)],
+)
 def test_processes_agree(world, silent):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -61,10 +61,15 @@ def subjects(
         _print_data(people, samples=samples, voxels=voxels, batch_size=batch_size or 64)
 
 
-def each_further(people: Sequence[int], amounts: Sequence[float]) -> list[float]:
-    """What each further person adds, between one number of people and the next; NaN for the first."""
+def each_further(people: Sequence[int], amounts: Sequence[float]) -> list[float | None]:
+    """What each further person adds, between one number of people and the next; None for the first."""
     pairs = zip(people, people[1:], amounts, amounts[1:], strict=False)
-    return [float("nan"), *((more - less) / (after - before) for before, after, less, more in pairs)]
+    return [None, *((more - less) / (after - before) for before, after, less, more in pairs)]
+
+
+def number_of(amount: float | None, digits: int) -> str:
+    """An amount as it is printed, or a dash where there is none."""
+    return "-" if amount is None else f"{amount:.{digits}f}"
 
 
 def _print_training(name: str, people: Sequence[int], batch_size: int | None) -> None:
@@ -77,7 +82,7 @@ def _print_training(name: str, people: Sequence[int], batch_size: int | None) ->
     for number, result, further in zip(people, found, more, strict=True):
         seconds = result["seconds"] * result["samples"]
         print(
-            f"| {name} | {number} | {result['weights'] / 1e6:.2f} | {result['memory']:.2f} | {further:.3f} "
+            f"| {name} | {number} | {result['weights'] / 1e6:.2f} | {result['memory']:.2f} | {number_of(further, 3)} "
             f"| {seconds:.2f} |",
             flush=True,
         )
@@ -95,8 +100,9 @@ def _print_data(people: Sequence[int], *, samples: int, voxels: int, batch_size:
     for number, result, further in zip(people, found, more, strict=True):
         times = " | ".join(f"{result[name]:.2f}" for name in ("first_ever", "first_batch", "epoch"))
         size = number * samples * voxels * 4e-9
+        megabytes = number_of(None if further is None else further * 1e3, 2)
         print(
-            f"| {number} | {size:.3f} | {times} | {result['own']:.3f} | {further * 1e3:.2f} | {result['mapped']:.3f} |",
+            f"| {number} | {size:.3f} | {times} | {result['own']:.3f} | {megabytes} | {result['mapped']:.3f} |",
             flush=True,
         )
 

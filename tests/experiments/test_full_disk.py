@@ -234,6 +234,7 @@ def test_curves_never_hold_half_a_line(tmp_path: Path) -> None:
 def test_an_error_that_cannot_be_written_down_is_still_told(place: Path) -> None:
     words = ["-m", "experiments", "fit", CPU, *WORDS, "--run.name=nothing"]
     told = launch(place, words, status=2, variables={"LARGEST": "100"})
-    assert "the last whole checkpoint is" in told
+    assert "could not write" in told
+    assert "go on with --run.resume=auto" in told
     assert "error_rank-0.txt" in told
     assert not (run_folder(place, "nothing") / "error_rank-0.txt").exists()

@@ -59,6 +59,7 @@ GRADIENTS = (
     "--trainer.accumulate_grad_batches=2",
     "--trainer.log_every_n_steps=1",
 )
+LONGER = ("--trainer.max_epochs=80",)
 MONITORED = ("--run.monitor=validation/test/two_way", "--run.mode=max")
 GRID = (
     "grid",
@@ -100,7 +101,8 @@ JOBS = {
     ),
     "earlier_stage": Job((GRID,), 5, ("sub-01/fmri_mae/default", "sub-01/ridge_lea/default")),
     "two_processes": Job(
-        trained("contrastive", *GRADIENTS, "--data.init_args.loader.batch_size=7", trainer=several(2)),
+        # many epochs: most of the time from the first sign of life on goes into meeting each other
+        trained("contrastive", *GRADIENTS, *LONGER, "--data.init_args.loader.batch_size=7", trainer=several(2)),
         5,
         ("all/contrastive/default",),
         forked=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +176,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 
 def test_what_each_further_person_adds() -> None:
     first, *others = subjects.each_further([1, 2, 6], [1.0, 1.5, 3.5])
-    assert math.isnan(first)
+    assert first is None
     assert others == [0.5, 0.5]
 
 
@@ -190,7 +189,7 @@ def test_memory_by_people_is_printed_for_training_and_data(
     monkeypatch.setattr(subjects, "in_turns", trained)
     subjects.subjects("training", (1, 3), which="mindvis")
     assert capfd.readouterr().out.splitlines()[2:] == [
-        "| mindvis | 1 | 1.00 | 0.10 | nan | 2.00 |",
+        "| mindvis | 1 | 1.00 | 0.10 | - | 2.00 |",
         "| mindvis | 3 | 3.00 | 0.30 | 0.100 | 2.00 |",
     ]
     lines: list[str] = []
@@ -198,7 +197,7 @@ def test_memory_by_people_is_printed_for_training_and_data(
     monkeypatch.setattr(subjects, "in_turns", lambda *_, **__: {"serve": [dict.fromkeys(KEYS, 0.25)]})
     subjects.subjects("data", (1, 2), samples=20, voxels=8)
     assert lines[2:] == [
-        f"| {n} | 0.000 | 0.25 | 0.25 | 0.25 | 0.250 | {b} | 0.250 |" for n, b in ((1, "nan"), (2, "0.00"))
+        f"| {n} | 0.000 | 0.25 | 0.25 | 0.25 | 0.250 | {b} | 0.250 |" for n, b in ((1, "-"), (2, "0.00"))
     ]
 
 

@@ -380,6 +380,11 @@ def test_published_scores_are_those_of_tasks_that_are_scored(path: Path) -> None
 # ---- sweeps --------------------------------------------------------------------------------------
 
 
+# patches of voxels that even tiny people have
+PATCHES = {
+    "mindvis": ("--model.init_args.patch_size=2",),
+    "ridge_mindvis": ("--mindvis.model.init_args.patch_size=2",),
+}
 SWEEPS = [pytest.param(p, marks=[pytest.mark.full] * (p.stem != "lea_heads"), id=named(p)) for p in files("sweep")]
 
 
@@ -391,9 +396,10 @@ def test_a_sweep_finds_its_metric_at_both_ends_on_tiny_data(path: Path, formats:
     # what is of published size takes a minute a step
     short = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"] * path.stem.endswith("_full")
     for chosen in (first, last):
-        # batches of a swept size may be larger than tiny data
-        values = {name: value for name, value in chosen.items() if not name.endswith(".batch_size")}
+        # batches and patches of a swept size may be larger than tiny data
+        values = {name: value for name, value in chosen.items() if not name.endswith((".batch_size", ".patch_size"))}
         tiny = [*TINY[dataset_of(Path(values["data"]))], "--trainer.max_epochs=1", *short]
+        tiny += PATCHES.get(path.stem, ())
         main(sweep.with_words(["--trainer=configs/trainer/cpu.yaml", *tiny]).words(values)[1:])
     found = read_trials("runs", path.stem)
     assert len(found) == 2

@@ -45,6 +45,7 @@ from tests.tiny import (
     CLASSES_OF_EEG,
     FEW_CLASSES,
     PARTS,
+    PATCHES,
     PICTURES,
     PICTURES_ALONE,
     SERIES,
@@ -380,11 +381,6 @@ def test_published_scores_are_those_of_tasks_that_are_scored(path: Path) -> None
 # ---- sweeps --------------------------------------------------------------------------------------
 
 
-# patches of voxels that even tiny people have
-PATCHES = {
-    "mindvis": ("--model.init_args.patch_size=2",),
-    "ridge_mindvis": ("--mindvis.model.init_args.patch_size=2",),
-}
 SWEEPS = [pytest.param(p, marks=[pytest.mark.full] * (p.stem != "lea_heads"), id=named(p)) for p in files("sweep")]
 
 
@@ -392,16 +388,14 @@ SWEEPS = [pytest.param(p, marks=[pytest.mark.full] * (p.stem != "lea_heads"), id
 def test_a_sweep_finds_its_metric_at_both_ends_on_tiny_data(path: Path, formats: Path) -> None:
     (formats / "configs").symlink_to(CONFIGS)
     sweep = read_sweep(path)
-    first, *_, last = sweep.trials(count=None, seed=0)
+    trials = sweep.trials(count=None, seed=0)
     # what is of published size takes a minute a step
     short = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"] * path.stem.endswith("_full")
-    for chosen in (first, last):
+    for chosen in (trials[0], trials[-1]):
         # batches and patches of a swept size may be larger than tiny data
         values = {name: value for name, value in chosen.items() if not name.endswith((".batch_size", ".patch_size"))}
-        tiny = [*TINY[dataset_of(Path(values["data"]))], "--trainer.max_epochs=1", *short]
-        tiny += PATCHES.get(path.stem, ())
+        data = TINY[dataset_of(Path(values["data"]))]
+        tiny = [*data, "--trainer.max_epochs=1", *short, *PATCHES.get(path.stem, ())]
         main(sweep.with_words(["--trainer=configs/trainer/cpu.yaml", *tiny]).words(values)[1:])
-    found = read_trials("runs", path.stem)
-    assert len(found) == 2
-    assert all(sweep.metric in trial.values for trial in found)
+    assert [sweep.metric in trial.values for trial in read_trials("runs", path.stem)] == [True, True]
     assert not list(formats.rglob("scores.json")), "a trial is never tested"

@@ -48,6 +48,11 @@ FEW_CLASSES = {"uci_eeg": "contrastive_eeg_classes", "eeg_recordings": "contrast
 WITHOUT_PICTURES = {"pieman": "fmri_mae_timeseries", "hcp": "fmri_mae", "hcp_parcels": "fmri_mae_timeseries"}
 # data sets of pictures alone, and a stage for them
 PICTURES_ALONE = {"phantom_pictures": "clip", "images": "tokenizer", "images_god_bold5000": "tokenizer"}
+# patches of voxels that even tiny people have
+PATCHES = {
+    "mindvis": ("--model.init_args.patch_size=2",),
+    "ridge_mindvis": ("--mindvis.model.init_args.patch_size=2",),
+}
 # voxels of the largest person of any data set that a stage meets at its shipped size
 SHIPPED_SIZE = Layout(
     modality="fmri",

@@ -217,10 +217,15 @@ def test_it_prints_with_all_charts_on_the_paper(opened: Opened) -> None:
     # and they are as wide as the page again
     sync_api.expect(tab.locator(".chart .main-svg").first).not_to_have_css("width", "680px")
     tab.emulate_media(media="print")
+    # no cards are added while the paper is laid out, where all of them are in sight
+    tab.wait_for_timeout(300)
     assert tab.locator(".left-out").text_content() == "48 of 360 cases are printed, 312 are left out."
     assert tab.locator(".left-out").is_visible()
     assert not tab.locator(".contents").is_visible()
     assert not tab.locator(".filters").is_visible()
+    tab.emulate_media(media="screen")
+    tab.locator(".scroll").evaluate("box => box.scrollTo(0, box.scrollHeight)")
+    sync_api.expect(tab.locator(".cards > li")).to_have_count(96)
 
 
 def test_narrow_screens_scroll_in_tables_alone(browser: Any, files: Path) -> None:

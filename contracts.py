@@ -47,6 +47,11 @@ class ContractError(UserError):
     """Two parts do not fit: a score needs what a stage does not give, or a checkpoint another layout."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class LayoutOfOne(TypedDict):
     """Shapes and names of one prepared data set; plain data, so that it fits into a checkpoint.
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from contracts import DataError
+from contracts import DataError, reason_of
 
 UNUSED = ("prototypes.", "projection_head.")
 """Weights that the public SwAV files hold beside the network: heads that its training alone needed."""
@@ -34,10 +34,9 @@ def to_be_had(model: str, weights: str) -> Iterator[None]:
         raise
     # downloads and files fail with many types: URLError, OSError, RuntimeError, UnpicklingError ...
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{model}: cannot use the weights {weights!r} ({reason}); they could not be downloaded, are damaged or "
-            "belong to another model: name a local file, or 'random' for a control"
+            f"{model}: cannot use the weights {weights!r} ({reason_of(error)}); they could not be downloaded, are "
+            "damaged or belong to another model: name a local file, or 'random' for a control"
         ) from error
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contracts import NO_LABEL, DataError, Gallery, Layout, ScoreContext
+from contracts import DataError, Gallery, Layout, ScoreContext
 from datamodules.core.base import BrainDataModule
+from datamodules.core.classes import class_names, class_numbers
 from datamodules.core.features import EmbeddingOptions
 from datamodules.core.image_space import ImageSpace
-from datamodules.core.loading import EVALUATED, DataModule, LoaderOptions, Samples
+from datamodules.core.loading import DataModule, LoaderOptions, Samples
 from datamodules.core.picture_table import Picture, join, of_dataset, of_folder
 from datamodules.core.pictures import PictureDataset
 from datamodules.core.views import ORIGINAL, ViewOptions
@@ -76,7 +77,6 @@ class Images(DataModule):
         self.views = views
         self.validation = validation
         self.test = test
-        self._contexts: dict[str, ScoreContext] = {}
 
     @cached_property
     def pictures(self) -> list[Picture]:
@@ -101,13 +101,12 @@ class Images(DataModule):
     @cached_property
     def classes(self) -> list[str]:
         """Names of the classes, sorted; the position of a name is the ``label`` of a batch."""
-        return sorted({picture.label for picture in self.pictures} - {""})
+        return class_names(picture.label for picture in self.pictures)
 
     @cached_property
     def labels(self) -> Tensor:
         """Class number of each picture, or ``NO_LABEL``."""
-        position = {name: number for number, name in enumerate(self.classes)} | {"": NO_LABEL}
-        return torch.tensor([position[picture.label] for picture in self.pictures])
+        return class_numbers((picture.label for picture in self.pictures), self.classes)
 
     @cached_property
     def space(self) -> ImageSpace:
@@ -195,7 +194,7 @@ class Images(DataModule):
             views=views,
             targets=self.space.of_views(numbers, views) if "embedding" in keys else None,
             residence=self.loader.residence,
-            device=self.trainer.strategy.root_device if self.trainer else torch.device("cpu"),
+            device=self.root_device,
         )
 
     def _shown(self, split: str) -> Tensor:
@@ -220,19 +219,15 @@ class Images(DataModule):
         """Those of the data sets."""
         return [folder for data in self.datasets for folder in data.missing_stores()]
 
-    def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
-        """Return the pictures of a split as a gallery, the layout and the embedder; made once a split."""
-        split = EVALUATED[stage]
-        self.check_split(split)
-        if split not in self._contexts:
-            shown = self._shown(split)
-            self._contexts[split] = ScoreContext(
-                galleries={"test": Gallery(self.space.targets[shown], shown, self.labels[shown], "image")},
-                layout=self.layout,
-                ceiling_reason="no noise ceiling: pictures have no noise",
-                embed=self.space.embed if self.space.embeds_pictures else None,
-            )
-        return self._contexts[split]
+    def make_context(self, split: str) -> ScoreContext:
+        """Make the pictures of a split a gallery; raises DataError where there are none."""
+        shown = self._shown(split)
+        return ScoreContext(
+            galleries={"test": Gallery(self.space.targets[shown], shown, self.labels[shown], "image")},
+            layout=self.layout,
+            ceiling_reason="no noise ceiling: pictures have no noise",
+            embed=self.space.embed if self.space.embeds_pictures else None,
+        )
 
 
 class _Loaded:

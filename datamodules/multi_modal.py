@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from contracts import NO_LABEL, DataError, Gallery, Layout, ScoreContext
+from contracts import DataError, Gallery, Layout, ScoreContext
 from datamodules.core.base import BrainDataModule
 from datamodules.core.features import EmbeddingOptions
 from datamodules.core.image_space import ImageSpace
 from datamodules.core.joint import JointSamples, JointTables, SideBySide, divide_together, joined
-from datamodules.core.loading import EVALUATED, DataModule, LoaderOptions, refuse_seeing
+from datamodules.core.loading import DataModule, LoaderOptions, refuse_seeing
 from datamodules.core.sampler import SideBySideSampler
 
 
@@ -74,7 +74,6 @@ class MultiModal(DataModule):
         self.epoch = epoch
         self.validation = validation
         self.tables = JointTables(self.parts)
-        self._contexts: dict[str, ScoreContext] = {}
         for part in self.parts.values():
             part.split = replace(part.split, validation=0.0)
 
@@ -180,17 +179,15 @@ class MultiModal(DataModule):
                     else "choose another --data"
                 )
             )
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
         def of(name: str, part: BrainDataModule) -> Any:
             rows = self.tables.numbers[name]
-            labels = self.tables.labels[rows]
             return part.recordings(
                 splits,
                 targets=self.space.targets[rows] if "embedding" in keys else None,
-                labels=labels if len(splits) == 1 else torch.full_like(labels, NO_LABEL),
+                labels=self.tables.labels[rows],
                 pictures="image" in keys,
-                device=device,
+                device=self.root_device,
             )
 
         # a part may have no validation stimuli of its own
@@ -242,18 +239,11 @@ class MultiModal(DataModule):
 
     # ---- what scores need --------------------------------------------------------------------------
 
-    def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
-        """Return galleries, ceilings, protocol and layout for scoring a split (contract 3); made once a split.
+    def make_context(self, split: str) -> ScoreContext:
+        """Make galleries, ceilings and oracles of a split; raises DataError where no part has trials in it.
 
         Gallery ``test`` and ``all`` hold the stimuli of all parts, ``<part>.test`` those that the people of a part saw.
         """
-        split = EVALUATED[stage]
-        self.check_split(split)
-        if split not in self._contexts:
-            self._contexts[split] = self._make_context(split)
-        return self._contexts[split]
-
-    def _make_context(self, split: str) -> ScoreContext:
         parts = self.divided
         shown = self.tables.shown(split)
         if not len(shown):
@@ -276,13 +266,8 @@ class MultiModal(DataModule):
                     ceilings[f"{name}-{subject}"] = ceiling
                 if oracle is not None:
                     oracles[f"{name}-{subject}"] = oracle
-        centres, texts = self.space.class_centres(shown), self.space.texts(shown)
-        if centres is not None and self.embedding.model == "classes":
-            # stimuli of a class are one and the same there
-            galleries["test"] = centres
-        named = {"class_centres": centres, "text": texts}
         return ScoreContext(
-            galleries=galleries | {name: gallery for name, gallery in named.items() if gallery is not None},
+            galleries=galleries | self.space.class_galleries(shown),
             layout=self.layout,
             encoding_ceiling=ceilings,
             oracle=oracles,

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contracts import DataError
+from contracts import DataError, Modality
 from datamodules.core.base import BrainDataModule, Facts
 from datamodules.core.fmri_simulation import Features, FMRISimulation, visual_features
 from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
 from datamodules.core.rendering import CLASS_NAMES, Picture, render_many
 from datamodules.core.sensor_simulation import SAMPLING_RATE, TIMES, SensorSimulation
+from datamodules.core.simulation import Simulation
 from datamodules.phantom_pictures import FIRST_INDEX
 
 
@@ -56,6 +57,30 @@ TEST_INDEX = 1000
 modality: what is tested by one is never trained on by another."""
 
 
+def _simulated(
+    modality: Modality, units: str, *, subjects: tuple[str, ...], trials: int, shape: tuple[int, int] | None = None
+) -> Facts:
+    """Facts of the experiment by default.
+
+    Args:
+        modality: What records.
+        units: Of the signals.
+        subjects: The people.
+        trials: Of each of them.
+        shape: Of a sample, where all people have the same.
+    """
+    return Facts(
+        modality=modality,
+        units=units,
+        licence="MIT, part of this program",
+        citation="none: simulated",
+        subjects=subjects,
+        trials=dict.fromkeys(subjects, trials),
+        stimuli=560,
+        shape={} if shape is None else dict.fromkeys(subjects, shape),
+    )
+
+
 class _Phantom(BrainDataModule):
     """What the three modalities share: pictures, schedule, controls, oracle.
 
@@ -81,7 +106,7 @@ class _Phantom(BrainDataModule):
         """What the columns of a person's signals are."""
 
     @abstractmethod
-    def person(self, number: int) -> Any:
+    def person(self, number: int) -> Simulation:
         """A person by number, from 0."""
 
     def conversion_options(self) -> dict[str, Any]:
@@ -196,15 +221,7 @@ class Phantom(_Phantom):
     """
 
     name = "phantom"
-    facts = Facts(
-        modality="fmri",
-        units="simulated response amplitude, arbitrary",
-        licence="MIT, part of this program",
-        citation="none: simulated",
-        subjects=("01", "02", "03"),
-        trials={"01": 1280, "02": 1280, "03": 1280},
-        stimuli=560,
-    )
+    facts = _simulated("fmri", "simulated response amplitude, arbitrary", subjects=("01", "02", "03"), trials=1280)
 
     def __init__(self, root: str = "", phantom: PhantomOptions = PhantomOptions(), **kwargs: Any) -> None:
         super().__init__(root, phantom, **kwargs)
@@ -259,16 +276,7 @@ class PhantomEEG(_PhantomSensors):
     name = "phantom_eeg"
     first_person = 1
     quarters = 2
-    facts = Facts(
-        modality="eeg",
-        units="V",
-        licence="MIT, part of this program",
-        citation="none: simulated",
-        subjects=("02", "03", "04"),
-        trials={"02": 1600, "03": 1600, "04": 1600},
-        stimuli=560,
-        shape={"02": (64, 60), "03": (64, 60), "04": (64, 60)},
-    )
+    facts = _simulated("eeg", "V", subjects=("02", "03", "04"), trials=1600, shape=(64, 60))
 
 
 class PhantomMEG(_PhantomSensors):
@@ -285,13 +293,4 @@ class PhantomMEG(_PhantomSensors):
     name = "phantom_meg"
     first_person = 2
     quarters = 1
-    facts = Facts(
-        modality="meg",
-        units="T",
-        licence="MIT, part of this program",
-        citation="none: simulated",
-        subjects=("03", "04", "05"),
-        trials={"03": 1600, "04": 1600, "05": 1600},
-        stimuli=560,
-        shape={"03": (102, 60), "04": (102, 60), "05": (102, 60)},
-    )
+    facts = _simulated("meg", "T", subjects=("03", "04", "05"), trials=1600, shape=(102, 60))

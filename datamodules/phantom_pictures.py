@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from contracts import PADDING, Batch, DataError, Layout, ScoreContext
 from datamodules.core import rendering
 from datamodules.core.atomic import build_once
-from datamodules.core.loading import EVALUATED, DataModule, LoaderOptions, Samples
+from datamodules.core.loading import DataModule, LoaderOptions, Samples
 from datamodules.core.readers import load_npy
 from datamodules.core.rendering import CLASS_NAMES, SIDE, render
 from datamodules.core.splits import SPLIT_NAMES
@@ -179,9 +179,8 @@ class PhantomPictures(DataModule):
         labels = torch.tensor([label for label, _ in self._places(split)])
         return _Pictures(images[rows], torch.from_numpy(tokens[rows]), labels)
 
-    def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
-        """Return the context without galleries: those of texts are the stage's."""
-        self.check_split(EVALUATED[stage])
+    def make_context(self, split: str) -> ScoreContext:
+        """Make the context without galleries: those of texts are the stage's."""
         return ScoreContext(galleries={}, layout=self.layout)
 
 

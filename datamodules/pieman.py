@@ -15,7 +15,7 @@ from contracts import DataError
 from datamodules.core.base import BrainDataModule, Facts
 from datamodules.core.download import PublicFile
 from datamodules.core.raw import Record, SignalAxes, Stimuli, Trials
-from datamodules.core.readers import existing
+from datamodules.core.readers import reading
 from datamodules.core.timeseries import SINGLE_VOLUMES, TimeSeriesOptions, cut_run
 
 Array = NDArray[Any]
@@ -96,17 +96,8 @@ def load_cell(path: Path, key: str) -> list[Array]:
     Raises:
         DataError: Missing or truncated file, missing key, or anything but such a cell array; MATLAB 7.3 too.
     """
-    try:
-        content = scipy.io.loadmat(existing(path), variable_names=[key])
-    except DataError:
-        raise
-    # scipy reports damaged files with many types: ValueError, TypeError, zlib.error, NotImplementedError (7.3) ...
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {reason}. It is truncated or no MATLAB 5 file; "
-            "fetch it again"
-        ) from error
+    with reading(path, "It is truncated or no MATLAB 5 file; fetch it again"):
+        content = scipy.io.loadmat(path, variable_names=[key])
     if key not in content:
         found = ", ".join(repr(name) for name, *_ in scipy.io.whosmat(path)) or "nothing"
         raise DataError(f"{path}: missing {key!r}; found {found}")

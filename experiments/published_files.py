@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from contracts import DataError, Layout
-from datamodules.core.readers import existing, load_torch
+from datamodules.core.readers import FETCH_AGAIN, load_torch, reading
 from lightning_modules.stage import Stage
 
 CONFIG_CLASSES = tuple(
@@ -188,12 +187,8 @@ def unknown_layout(
 
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
-        try:
-            return load_file(existing(path))
-        except SafetensorError as error:
-            raise DataError(
-                f"cannot read {path} ({path.stat().st_size} bytes): {error}; fetch the file again"
-            ) from error
+        with reading(path, FETCH_AGAIN):
+            return load_file(path)
     return load_torch(path, plain_classes=CONFIG_CLASSES)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contracts import NO_LABEL, DataError, Gallery, Layout, ScoreContext
+from datamodules.core.classes import class_names, class_numbers
 from datamodules.core.conversion import Converted, Facts
 from datamodules.core.dataset import SampleDataset
 from datamodules.core.features import EmbeddingOptions
 from datamodules.core.image_space import ImageSpace
-from datamodules.core.loading import EVALUATED, LoaderOptions, Samples, refuse_seeing
+from datamodules.core.loading import LoaderOptions, Samples, refuse_seeing
 from datamodules.core.pictures import PictureDataset
 from datamodules.core.samples import PublishedNormalisation, SampleOptions, SubjectSamples, prepare_subject
 from datamodules.core.splits import SPLIT_NAMES, SplitOptions, number_of_folds, split_trials
@@ -76,7 +77,6 @@ class BrainDataModule(Converted):
         self.samples = samples
         self.split = split
         self.views = views
-        self._contexts: dict[str, ScoreContext] = {}
 
     # ---- what a data set provides ------------------------------------------------------------------
 
@@ -157,13 +157,12 @@ class BrainDataModule(Converted):
     @cached_property
     def classes(self) -> list[str]:
         """Class names of the data set, sorted; the position of a name is the ``label`` of a batch."""
-        return sorted(set(self.store.stimuli["class"]) - {""})
+        return class_names(self.store.stimuli["class"])
 
     @cached_property
     def labels(self) -> Tensor:
         """Class number of each row of the stimulus table, or ``NO_LABEL``."""
-        position = {name: number for number, name in enumerate(self.classes)} | {"": NO_LABEL}
-        return torch.tensor([position[name] for name in self.store.stimuli["class"]])
+        return class_numbers(self.store.stimuli["class"], self.classes)
 
     @cached_property
     def space(self) -> ImageSpace:
@@ -276,16 +275,14 @@ class BrainDataModule(Converted):
             raise DataError(f"the stage needs pictures, and {self.name} has none; choose another --data")
         if keys - {"signal", "embedding", "image"}:
             raise DataError(f"the stage reads {sorted(keys)}, {self.name} lacks some of these; choose another --data")
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if "image" in keys and "signal" not in keys:
-            return self._picture_dataset(split, with_embedding="embedding" in keys, device=device)
+            return self._picture_dataset(split, with_embedding="embedding" in keys)
         return self.recordings(
             splits,
             targets=self.targets if "embedding" in keys else None,
-            # test recordings come without what was seen
-            labels=self.labels if len(splits) == 1 else torch.full_like(self.labels, NO_LABEL),
+            labels=self.labels,
             pictures="image" in keys,
-            device=device,
+            device=self.root_device,
         )
 
     def recordings(
@@ -296,7 +293,8 @@ class BrainDataModule(Converted):
         Args:
             splits: Which of ``train``, ``validation`` and ``test``.
             targets: ``(S, D)`` embedding of each stimulus, or None to leave ``embedding`` out.
-            labels: ``(S,)`` class number of each stimulus.
+            labels: ``(S,)`` class number of each stimulus; with several splits none is told, because test recordings
+                among those of training come without what was seen.
             pictures: Whether batches hold ``image``.
             device: Where signals live with ``loader.residence=device``.
         """
@@ -304,13 +302,13 @@ class BrainDataModule(Converted):
             [self.prepared[name] for name in self.subjects],
             splits,
             targets=targets,
-            labels=labels,
+            labels=labels if len(splits) == 1 else torch.full_like(labels, NO_LABEL),
             image=partial(_resized, self.store.image, self.views.size) if pictures else None,
             residence=self.loader.residence,
             device=device,
         )
 
-    def _picture_dataset(self, split: str, *, with_embedding: bool, device: torch.device) -> PictureDataset:
+    def _picture_dataset(self, split: str, *, with_embedding: bool) -> PictureDataset:
         """The stimuli of a split that are on no later side: those of testing are never trained or validated on."""
         numbers = {side: set(self.trials["number"][self.trials["side"] == side]) for side in SPLIT_NAMES}
         allowed = {
@@ -333,20 +331,13 @@ class BrainDataModule(Converted):
             views=views,
             targets=self.space.of_views(stimulus, views) if with_embedding else None,
             residence=self.loader.residence,
-            device=device,
+            device=self.root_device,
         )
 
     # ---- what scores need --------------------------------------------------------------------------
 
-    def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
-        """Return galleries, ceilings, protocol and layout for scoring a split (contract 3); made once a split."""
-        split = EVALUATED[stage]
-        self.check_split(split)
-        if split not in self._contexts:
-            self._contexts[split] = self._make_context(split)
-        return self._contexts[split]
-
-    def _make_context(self, split: str) -> ScoreContext:
+    def make_context(self, split: str) -> ScoreContext:
+        """Make galleries, ceilings and oracles of a split; raises DataError where it has no trials."""
         if not (self.trials["side"] == split).any():
             raise DataError(f"no {split} trials to score; change --data.init_args.split")
         shown = torch.from_numpy(np.unique(np.concatenate([p.stimulus[split] for p in self.prepared.values()])))
@@ -357,19 +348,10 @@ class BrainDataModule(Converted):
             "test": Gallery(self.targets[shown], shown, self.labels[shown], "image"),
             "all": Gallery(self.targets[known], known, self.labels[known], "extra"),
         }
-        centres = self.space.class_centres(shown)
-        if centres is not None:
-            galleries["class_centres"] = centres
-            if self.embedding.model == "classes":
-                # stimuli of a class are one and the same there
-                galleries["test"] = centres
-        texts = self.space.texts(shown)
-        if texts is not None:
-            galleries["text"] = texts
         ceilings = {s: c for s in self.subjects if (c := self.encoding_ceiling(s, split)) is not None}
         oracles = {s: o for s in self.subjects if (o := self.oracle(s, split)) is not None}
         return ScoreContext(
-            galleries=galleries,
+            galleries=galleries | self.space.class_galleries(shown),
             layout=self.layout,
             encoding_ceiling=ceilings,
             oracle=oracles,

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from contracts import DataError
-from datamodules.core.readers import existing, require_shape
+from datamodules.core.readers import FETCH_AGAIN, reading, require_shape
 
 DATASET = ("dataset", "dataSet")
 METADATA = ("metadata", "metaData")
@@ -83,18 +83,8 @@ def load_bdata(path: Path) -> BData:
         DataError: Missing or truncated file, another content, another type than float64 (in which names of
             stimuli, coded as numbers, would lose digits).
     """
-    existing(path)
-    try:
+    with reading(path, FETCH_AGAIN):
         dataset, keys, value = _read_h5(path) if h5py.is_hdf5(path) else _read_mat(path)
-    except DataError:
-        raise
-    # h5py and scipy report damaged files with many types: OSError, ValueError, TypeError, KeyError, zlib.error ...
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {reason}. It is truncated or of another format; "
-            "fetch the file again"
-        ) from error
     for name, array in (("dataset", dataset), ("metadata value", value)):
         if array.dtype != np.float64 or array.ndim != 2:
             raise DataError(f"{path}: {name} must be a float64 matrix, found {array.dtype} {array.shape}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from contracts import DataError
-from datamodules.core.readers import existing
+from datamodules.core.readers import FETCH_AGAIN, damaged, reading
 
 Array = NDArray[Any]
 BLOCK = 2048
@@ -57,7 +55,7 @@ def load_nifti(path: Path) -> tuple[Array, Any]:
         DataError: Missing or truncated file, or not an image.
     """
     image = _open(path)
-    with reading(path):
+    with reading(path, FETCH_AGAIN):
         return np.asarray(image.dataobj), image.header
 
 
@@ -87,7 +85,7 @@ def open_cifti(path: Path, rows: Literal["SeriesAxis", "LabelAxis"]) -> Any:
     image = _open(path)
     axes = []
     if isinstance(image, cifti2.Cifti2Image):
-        with reading(path):
+        with reading(path, FETCH_AGAIN):
             header: Any = image.header
             axes = [type(header.get_axis(i)).__name__ for i in range(image.ndim)]
     if axes != [rows, "BrainModelAxis"]:
@@ -97,7 +95,7 @@ def open_cifti(path: Path, rows: Literal["SeriesAxis", "LabelAxis"]) -> Any:
     # where only areas are read, a missing end would not be noticed
     whole = image.dataobj.offset + image.dataobj.dtype.itemsize * int(np.prod(image.shape))
     if path.stat().st_size < whole:
-        raise DataError(_damaged(path, f"expected at least {whole} bytes"))
+        raise damaged(path, f"expected at least {whole} bytes", FETCH_AGAIN)
     return image
 
 
@@ -108,7 +106,7 @@ def read_parcellation(path: Path) -> Parcellation:
         DataError: Missing or truncated file, or no label image.
     """
     image = open_cifti(path, "LabelAxis")
-    with reading(path):
+    with reading(path, FETCH_AGAIN):
         labels = np.asarray(image.dataobj[0]).astype(np.int64)
     table = image.header.get_axis(0).label[0]
     names = {int(key): name.removesuffix("_ROI") for key, (name, _) in sorted(table.items()) if key}
@@ -189,7 +187,7 @@ def _blocks(image: Any, wanted: Bool[np.ndarray, " g"], path: Path) -> Iterator[
     for start in range(0, len(wanted), BLOCK):
         inside = start + np.flatnonzero(wanted[start : start + BLOCK])
         if len(inside):
-            with reading(path):
+            with reading(path, FETCH_AGAIN):
                 block = np.asarray(image.dataobj[:, inside[0] : inside[-1] + 1])
             yield block[:, inside - inside[0]], inside
 
@@ -197,25 +195,5 @@ def _blocks(image: Any, wanted: Bool[np.ndarray, " g"], path: Path) -> Iterator[
 def _open(path: Path, **options: Any) -> Any:
     import nibabel
 
-    existing(path)
-    with reading(path):
+    with reading(path, FETCH_AGAIN):
         return nibabel.load(path, **options)
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what nibabel raises for truncated and foreign files into a ``DataError``."""
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    try:
-        yield
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(_damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__)) from error
-
-
-def _damaged(path: Path, reason: str) -> str:
-    return (
-        f"cannot read {path} ({path.stat().st_size} bytes): {reason}. It is truncated or of another format; fetch the "
-        "file again"
-    )

@@ -16,7 +16,7 @@ import pooch
 from filelock import FileLock
 from rich.progress import wrap_file
 
-from contracts import DataError
+from contracts import DataError, reason_of
 
 ATTEMPTS = 3
 """Downloads that break off are resumed so often before it is an error."""
@@ -56,11 +56,11 @@ def fetch(root: Path, file: PublicFile) -> Path:
         )
     # pooch: network errors are OSErrors, a wrong checksum is a ValueError
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"no file {path.absolute()}, and it could not be downloaded ({reason}). Put the file from {file.url} "
-            f"(SHA-256 {file.sha256}) there, or set --data.init_args.root to the folder that holds it"
-        ) from error
+        advice = (
+            f"Put the file from {file.url} (SHA-256 {file.sha256}) there, or set --data.init_args.root to the folder "
+            "that holds it"
+        )
+        raise _not_downloaded(path, error, advice) from error
     return path
 
 
@@ -93,9 +93,12 @@ def fetch_by_size(root: Path, name: str, url: str, check: Callable[[Path], objec
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()  # it carries the open answer of the server
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"no file {path.absolute()}, and it could not be downloaded ({reason}). {advice}") from error
+        raise _not_downloaded(path, error, advice) from error
     return path
+
+
+def _not_downloaded(path: Path, error: Exception, advice: str) -> DataError:
+    return DataError(f"no file {path.absolute()}, and it could not be downloaded ({reason_of(error)}). {advice}")
 
 
 def _download(path: Path, url: str, check: Callable[[Path], object]) -> None:

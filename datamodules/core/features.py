@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from contracts import DataError
+from contracts import DataError, reason_of
 from datamodules.core.atomic import build_once
 from datamodules.core.readers import existing
 
@@ -295,10 +295,9 @@ def _usable(model: str, weights: str | None) -> Iterator[None]:
         yield
     # timm and open_clip report these with many types: UnpicklingError, RuntimeError, KeyError, OSError ...
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{model}: cannot use the weights {weights!r} ({reason}). They are damaged, belong to another model, could "
-            "not be downloaded, or hold pickled objects, which are never executed; change "
+            f"{model}: cannot use the weights {weights!r} ({reason_of(error)}). They are damaged, belong to another "
+            "model, could not be downloaded, or hold pickled objects, which are never executed; change "
             "--data.init_args.embedding.weights"
         ) from error
 

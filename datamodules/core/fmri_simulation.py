@@ -30,6 +30,8 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
+from datamodules.core.simulation import Simulation, draw_session, standardise
+
 
 @dataclass(frozen=True)
 class Area:
@@ -178,7 +180,7 @@ def _hue(opponent: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 8 16 16"]:
     return F.adaptive_avg_pool2d(F.relu(tuned - 0.05), _GRID)
 
 
-class FMRISimulation:
+class FMRISimulation(Simulation):
     """One person: voxels tuned to the features of a set of pictures, their noise and their sessions.
 
     Attributes:
@@ -241,59 +243,21 @@ class FMRISimulation:
             ``snr=1``) of the voxel's area to either side.
         """
         rng = np.random.default_rng([self.seed, _SESSION, number])
-        gain = np.exp(rng.normal(0.0, 0.15, size=len(self.ncsnr)))
-        sign = rng.choice((-1.0, 1.0), size=len(self.ncsnr))
-        return gain, sign * rng.uniform(3.0, 10.0, size=len(self.ncsnr)) * self._baseline_unit
+        gain, offset = draw_session(rng, len(self.ncsnr), spread=0.15, distances=(3.0, 10.0))
+        return gain, offset * self._baseline_unit
 
-    def record(
-        self, stimulus: Int[np.ndarray, " n"], session: Int[np.ndarray, " n"], *, seed: int
-    ) -> Float32[np.ndarray, "n v"]:
-        """Record trials.
-
-        Args:
-            stimulus: Picture of each trial, 0..N-1.
-            session: Session of each trial, from 0.
-            seed: Noise of these trials; trials recorded under different seeds are independent.
-
-        Returns:
-            ``offset + gain * (response + noise)`` of each trial.
-
-        Raises:
-            ValueError: The two arrays differ in length.
-        """
-        if stimulus.shape != session.shape:
-            raise ValueError(f"one session for each trial is needed: {stimulus.shape} and {session.shape}")
+    def _draw_noise(self, count: int, seed: int) -> Float[np.ndarray, "n v"]:
         rng = np.random.default_rng([self.seed, _TRIALS, seed])
         voxels, factors = self.shared.shape
-        noise = rng.standard_normal((len(stimulus), voxels)) * np.sqrt(self.independent)
-        noise += rng.standard_normal((len(stimulus), factors)) @ self.shared.T
-        gain, offset = self._sessions(session)
-        recorded: Float[np.ndarray, "n v"] = offset + gain * (self.response[stimulus] + noise)
-        return recorded.astype(np.float32)
+        noise: Float[np.ndarray, "n v"] = rng.standard_normal((count, voxels)) * np.sqrt(self.independent)
+        noise += rng.standard_normal((count, factors)) @ self.shared.T
+        return noise
 
-    def log_likelihood(
-        self,
-        signal: Float[np.ndarray, "n v"],
-        *,
-        repetitions: Int[np.ndarray, " n"],
-        candidates: Int[np.ndarray, " g"],
-    ) -> Float[np.ndarray, "n g"]:
-        """Log-likelihood of each candidate picture, all that the best possible decoder can use.
-
-        Args:
-            signal: Averages over trials of one picture each, gain and offset removed exactly.
-            repetitions: Number of trials in each average.
-            candidates: Pictures to compare, 0..N-1.
-
-        Returns:
-            ``log N(signal; response[candidate], covariance / repetitions)``, by the Woodbury identity.
-
-        Raises:
-            ValueError: An average has no trials.
-        """
-        if np.any(repetitions < 1):
-            raise ValueError("every averaged sample needs at least one trial")
-        voxels, factors = self.shared.shape
+    def _distance(
+        self, signal: Float[np.ndarray, "n v"], candidates: Int[np.ndarray, " g"]
+    ) -> tuple[Float[np.ndarray, "n g"], float]:
+        """By the Woodbury identity."""
+        factors = self.shared.shape[1]
         scaled = self.shared / self.independent[:, None]
         lower = np.linalg.cholesky(np.eye(factors) + self.shared.T @ scaled)
         # precision = diag(1 / independent) - correction.T @ correction
@@ -302,43 +266,9 @@ class FMRISimulation:
 
         mean = self.response[candidates]
         weighted_mean = mean / self.independent - (mean @ correction.T) @ correction
-        signal = signal.astype(np.float64)
         own = (signal**2 / self.independent).sum(axis=1) - ((signal @ correction.T) ** 2).sum(axis=1)
         distance = own[:, None] - 2 * signal @ weighted_mean.T + (mean * weighted_mean).sum(axis=1)
-        count = np.asarray(repetitions, dtype=np.float64)[:, None]
-        result: Float[np.ndarray, "n g"] = count * distance + log_det + voxels * np.log(2 * np.pi / count)
-        return -0.5 * result
-
-    def oracle(
-        self,
-        recorded: Float[np.ndarray, "m v"],
-        session: Int[np.ndarray, " m"],
-        *,
-        groups: Sequence[Int[np.ndarray, " _"]],
-        candidates: Int[np.ndarray, " g"],
-    ) -> Float[np.ndarray, "n g"]:
-        """Decode recorded trials with full knowledge of the person.
-
-        Args:
-            recorded: Trials as `record` gives them.
-            session: Session of each trial.
-            groups: For each decoded sample, the rows of ``recorded`` that are averaged.
-            candidates: Pictures to compare, 0..N-1.
-
-        Returns:
-            `log_likelihood` of the averages; at ``snr=0`` all candidates tie exactly.
-        """
-        gain, offset = self._sessions(session)
-        restored = (recorded.astype(np.float64) - offset) / gain
-        signal = np.stack([restored[group].mean(axis=0) for group in groups])
-        repetitions = np.array([len(group) for group in groups])
-        return self.log_likelihood(signal, repetitions=repetitions, candidates=candidates)
-
-    def _sessions(self, number: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, "n v"], Float[np.ndarray, "n v"]]:
-        """Gain and offset of each trial."""
-        unique, position = np.unique(number, return_inverse=True)
-        gain, offset = zip(*(self.session(int(value)) for value in unique), strict=True)
-        return np.stack(gain)[position], np.stack(offset)[position]
+        return distance, log_det
 
     def _draw_factors(self, rng: np.random.Generator) -> Float[np.ndarray, "v k"]:
         """Rows of length 1; neighbours in the visual field are alike, within areas and in the whole brain."""
@@ -360,7 +290,7 @@ def _tune(
     features: Features, name: str, count: int, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "v 3"], Float[np.ndarray, "n v"], Float[np.ndarray, " v"]]:
     """Receptive fields of an area's voxels, their standardised responses and their ncsnr."""
-    area, maps = AREAS[name], features.maps[name]
+    area, maps, source = AREAS[name], features.maps[name], f"voxels of {name}"
     centre = np.clip(32 + rng.normal(0, area.spread, size=(count, 2)), 0, 64)
     width = area.field * np.exp(rng.normal(0, 0.2, size=count))
     place = (np.arange(_GRID) + 0.5) * 64 / _GRID
@@ -371,23 +301,14 @@ def _tune(
     mixture = rng.standard_normal((_PROFILES, count))
     profile_maps = einsum(maps.astype(np.float64), profiles, "n c y x, c p -> n p y x")
     response = np.einsum("npyx,vy,vx,pv->nv", profile_maps, down, across, mixture, optimize=True)
-    response = _standardise(response, name)
+    response = standardise(response, source)
     if area.category > 0:
         # Classes lie in a space of few axes, as animacy and size do for real objects.
         class_axes = rng.standard_normal((int(features.label.max()) + 1, 2 * _PROFILES))[features.label]
-        preference = _standardise(class_axes @ rng.standard_normal((2 * _PROFILES, count)), name)
+        preference = standardise(class_axes @ rng.standard_normal((2 * _PROFILES, count)), source)
         response = np.sqrt(1 - area.category) * response + np.sqrt(area.category) * preference
-        response = _standardise(response, name)
+        response = standardise(response, source)
     # Log-normal around the area's median; some voxels hardly respond.
     silent = rng.uniform(size=count) < _UNRESPONSIVE
     ncsnr = area.ncsnr * np.exp(rng.normal(0, 0.5, size=count)) * np.where(silent, 0.05, 1.0)
     return np.concatenate([centre, width[:, None]], axis=1), response, ncsnr
-
-
-def _standardise(response: Float[np.ndarray, "n v"], name: str) -> Float[np.ndarray, "n v"]:
-    """Mean 0 and SD 1 over the pictures."""
-    sd = response.std(axis=0)
-    if np.any(sd < 1e-9):
-        raise ValueError(f"some voxels of {name} respond the same to all {len(response)} pictures: use more")
-    standard: Float[np.ndarray, "n v"] = (response - response.mean(axis=0)) / sd
-    return standard

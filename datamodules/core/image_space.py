@@ -137,12 +137,26 @@ class ImageSpace:
         parts = [self._embedder(images[start : start + size]) for start in range(0, len(images), size)]
         return torch.from_numpy(self._transform(torch.cat(parts).to(torch.float32).numpy()))
 
-    def class_centres(self, shown: Int64[Tensor, " n"]) -> Gallery | None:
-        """Mean embedding of the training stimuli of each shown class; None where a class has none (zero-shot).
+    def class_galleries(self, shown: Int64[Tensor, " n"]) -> dict[str, Gallery]:
+        """Galleries of the classes of some stimuli.
 
         Args:
             shown: Stimulus numbers.
+
+        Returns:
+            ``class_centres``, mean embeddings of the training stimuli of each class, unless a class has none
+            (zero-shot); in the space of classes they are the ``test`` gallery, too, since stimuli of a class are one
+            and the same there. ``text``, sentences about each class, where model and user want some.
+
+        Raises:
+            DataError: Sentences are wanted about a stimulus without class.
         """
+        centres, texts = self._class_centres(shown), self._texts(shown)
+        of_classes = centres if self.options.model == "classes" else None
+        galleries = {"test": of_classes, "class_centres": centres, "text": texts}
+        return {name: gallery for name, gallery in galleries.items() if gallery is not None}
+
+    def _class_centres(self, shown: Int64[Tensor, " n"]) -> Gallery | None:
         training = torch.from_numpy(self.training)
         classes = self.labels[shown].unique()
         members = [training[self.labels[training] == number] for number in classes]
@@ -151,15 +165,8 @@ class ImageSpace:
         centres = torch.stack([self.targets[member].mean(dim=0) for member in members])
         return Gallery(centres, classes, classes, "class_centre")
 
-    def texts(self, shown: Int64[Tensor, " n"]) -> Gallery | None:
-        """Sentences about each shown class, in the space of the targets; None where the model or user wants none.
-
-        Args:
-            shown: Stimulus numbers.
-
-        Raises:
-            DataError: A shown stimulus without class.
-        """
+    def _texts(self, shown: Int64[Tensor, " n"]) -> Gallery | None:
+        """In the space of the targets."""
         if not self.options.templates or not self.options.model.startswith("open_clip:"):
             return None
         classes = self.labels[shown].unique()

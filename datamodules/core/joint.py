@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from contracts import NO_LABEL, PADDING, Batch, DataError
+from contracts import PADDING, Batch, DataError
 from datamodules.core.base import BrainDataModule
+from datamodules.core.classes import class_names, class_numbers
 from datamodules.core.loading import Samples
 from datamodules.core.splits import choose
 
@@ -64,13 +65,12 @@ class JointTables:
     @cached_property
     def classes(self) -> list[str]:
         """Class names of all data sets, sorted; the position of a name is the ``label`` of a batch."""
-        return sorted(set(self.stimuli["class"]) - {""})
+        return class_names(self.stimuli["class"])
 
     @cached_property
     def labels(self) -> Int64[Tensor, " s"]:
         """Class number of each stimulus, or ``NO_LABEL``."""
-        position = {name: number for number, name in enumerate(self.classes)} | {"": NO_LABEL}
-        return torch.tensor([position[name] for name in self.stimuli["class"]])
+        return class_numbers(self.stimuli["class"], self.classes)
 
     def image(self, number: int) -> Array:
         """The picture with a joint stimulus number, RGB uint8 ``(H, W, 3)``."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Int64
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
@@ -83,6 +84,7 @@ class DataModule(LightningDataModule):
         super().__init__()
         self.loader = loader
         self._position = {"epoch": 0, "batches_done": 0}
+        self._contexts: dict[str, ScoreContext] = {}
 
     # ---- what a subclass provides ------------------------------------------------------------------
 
@@ -109,8 +111,18 @@ class DataModule(LightningDataModule):
         """SHA-256 of the pictures of a split."""
 
     @abstractmethod
+    def make_context(self, split: str) -> ScoreContext:
+        """Make what scores need to know about a split (``score_context``)."""
+
+    # ---- what scores need --------------------------------------------------------------------------
+
     def score_context(self, stage: Literal["validate", "validation", "test", "predict"]) -> ScoreContext:
-        """Return galleries, ceilings, protocol and layout for scoring a split (contract 3)."""
+        """Return galleries, ceilings, protocol and layout for scoring a split (contract 3); made once a split."""
+        split = EVALUATED[stage]
+        self.check_split(split)
+        if split not in self._contexts:
+            self._contexts[split] = self.make_context(split)
+        return self._contexts[split]
 
     # ---- what reports show -------------------------------------------------------------------------
 
@@ -147,6 +159,11 @@ class DataModule(LightningDataModule):
                     "the test split was asked for while fitting; what selects or stops must look at validation "
                     "samples (names that begin with 'validation/')"
                 )
+
+    @property
+    def root_device(self) -> torch.device:
+        """Where the trainer computes; the CPU without one."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def splits_of(self, split: str) -> tuple[str, ...]:
         """Splits served as ``split``: test recordings are training samples, too, where a stage says ``relax``."""

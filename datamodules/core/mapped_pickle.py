@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contracts import DataError
-from datamodules.core.readers import existing
+from datamodules.core.readers import reading
 from datamodules.core.restricted_pickle import ArrayUnpickler, Inert, PickledArray, PickledDtype, read_header, unwrapped
 
 SMALL = 1 << 16
@@ -31,6 +31,12 @@ BUFFER_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
 STORAGES = {"HalfStorage": "f2", "FloatStorage": "f4", "DoubleStorage": "f8", "LongStorage": "i8", "IntStorage": "i4"}
 PLAIN = re.compile(r"[<>=|](?:[fiu][1248]|b1|U\d+)")
 """Types of arrays that are read: numbers and text of fixed width."""
+
+
+ONLY_ARRAYS = (
+    "It is truncated, of another format, or holds other pickled objects than arrays, which are never executed; fetch "
+    "the file again"
+)
 
 
 def load_mapped(path: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -48,8 +54,8 @@ def load_mapped(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         DataError: Missing or truncated file, a missing key, an array of Python objects other than text, a pickle that
             wants to call anything but the constructors of numpy's arrays and torch's tensors.
     """
-    try:
-        with existing(path).open("rb") as stream:
+    with reading(path, ONLY_ARRAYS):
+        with path.open("rb") as stream:
             content = unwrapped(_open(path, stream).load())
         size = path.stat().st_size
         if type(content) is not dict or not all(type(key) is str for key in content):
@@ -61,15 +67,6 @@ def load_mapped(path: Path, keys: Sequence[str]) -> dict[str, Any]:
             key: _array(path, key, value, size) if isinstance(value, PickledArray) else value
             for key, value in content.items()
         }
-    except DataError:
-        raise
-    # a damaged or hostile pickle fails in any way: UnpicklingError, EOFError, TypeError, KeyError, MemoryError ...
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {reason}. It is truncated, of another format, or holds "
-            "other pickled objects than arrays, which are never executed; fetch the file again"
-        ) from error
 
 
 class _Mapped:

@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from contracts import DataError
-from datamodules.core.cifti import load_nifti, open_nifti, reading
+from datamodules.core.cifti import load_nifti, open_nifti
 from datamodules.core.coordinates import world_coordinates
 from datamodules.core.raw import Space
-from datamodules.core.readers import existing, load_mat, open_hdf5
+from datamodules.core.readers import FETCH_AGAIN, load_mat, open_hdf5, reading
 
 Array = NDArray[Any]
 DESIGN = Path("nsddata/experiments/nsd/nsd_expdesign.mat")
@@ -266,14 +266,14 @@ def _load_nifti(path: Path, voxels: Voxels) -> Array:
         )
     signal = np.empty((TRIALS, voxels.place.shape[1]), np.float32)
     for start in range(0, TRIALS, BLOCK):
-        with reading(path):
+        with reading(path, FETCH_AGAIN):
             volumes = np.asarray(image.dataobj[..., start : start + BLOCK])
         signal[start : start + BLOCK] = voxels.of(volumes).T
     return np.divide(signal, SCALE, out=signal)
 
 
 def _load_hdf5(path: Path, voxels: Voxels) -> Array:
-    with open_hdf5(existing(path)) as file:
+    with open_hdf5(path) as file:
         betas = file.get("betas")
         if betas is None:
             raise DataError(f"{path}: no table 'betas'; found {', '.join(map(repr, file)) or 'nothing'}")
@@ -286,7 +286,7 @@ def _load_hdf5(path: Path, voxels: Voxels) -> Array:
             inside = np.flatnonzero(z == plane)
             rows, columns = y[inside], x[inside]
             low, left = rows.min(), columns.min()
-            with reading(path):
+            with reading(path, FETCH_AGAIN):
                 block = betas[:, plane, low : rows.max() + 1, left : columns.max() + 1]
             signal[:, inside] = block[:, rows - low, columns - left]
     return np.divide(signal, SCALE, out=signal)

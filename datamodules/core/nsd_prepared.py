@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from contracts import DataError
 from datamodules.core.nsd_files import STIMULI, TRIALS, names_of, parts_of, runs_of
 from datamodules.core.raw import HDF5Pictures, Record, SignalAxes, Stimuli, Trials
-from datamodules.core.readers import load_npy, open_hdf5, require_shape
+from datamodules.core.readers import FETCH_AGAIN, load_npy, open_hdf5, reading, require_shape
 
 Array = NDArray[Any]
 MASK = "nsdgeneral"
@@ -240,14 +240,8 @@ def pictures_of_trials(root: Path, person: str, trials: int) -> Int[np.ndarray, 
 
 def _read_tar(path: Path, person: str, shown: Int[np.ndarray, " trials"]) -> None:
     """Enter the pictures of the trials of one archive, of which nothing is unpacked."""
-    try:
-        with tarfile.open(path, "r:") as archive:
-            entries = [_entry(archive, member) for member in archive if member.name.endswith(".behav.npy")]
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise DataError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {error}; it is truncated or of another format, "
-            "fetch it again"
-        ) from error
+    with reading(path, FETCH_AGAIN), tarfile.open(path, "r:") as archive:
+        entries = [_entry(archive, member) for member in archive if member.name.endswith(".behav.npy")]
     for name, row in entries:
         value = {key: row[column] for key, column in BEHAVIOUR.items()}
         picture, trial, session = (int(value[key]) for key in ("picture", "trial", "session"))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,16 @@ import numpy as np
 import scipy.io
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from contracts import DataError
+from contracts import DataError, reason_of
+
+NO_PICKLES = (
+    "It is truncated, of another format, or holds pickled objects, which are never executed; fetch the file again or "
+    "export plain arrays."
+)
+FETCH_AGAIN = "It is truncated or of another format; fetch the file again"
+"""What to do about a file that cannot be read."""
 
 
 def existing(path: Path) -> Path:
@@ -29,6 +37,40 @@ def existing(path: Path) -> Path:
     parent = next(folder for folder in (path.parent, *path.parent.parents) if folder.exists())
     found = ", ".join(sorted(entry.name for entry in parent.iterdir())[:8]) or "nothing"
     raise DataError(f"no file {path}; the folder {parent} holds: {found}")
+
+
+def damaged(path: Path, reason: str, advice: str) -> DataError:
+    """Return the error for a file that is there and cannot be read.
+
+    Args:
+        path: The file.
+        reason: What was found wrong.
+        advice: What that may mean, and what to do; a sentence.
+    """
+    return DataError(f"cannot read {path} ({path.stat().st_size} bytes): {reason}. {advice}")
+
+
+@contextmanager
+def reading(path: Path, advice: str = NO_PICKLES) -> Iterator[None]:
+    """Refuse a file that is missing, and turn whatever is raised while it is read into a ``DataError``.
+
+    Libraries report damaged files with many types: OSError, ValueError, TypeError, KeyError, EOFError, zlib.error,
+    UnpicklingError ...; a hostile pickle fails in any way.
+
+    Args:
+        path: The file.
+        advice: What a failure may mean, and what to do; a sentence.
+
+    Raises:
+        DataError: Missing or damaged file; those that are raised within pass as they are.
+    """
+    existing(path)
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise damaged(path, reason_of(error), advice) from error
 
 
 def load_npy(path: Path, *, mmap: bool = False) -> NDArray[Any]:
@@ -41,10 +83,8 @@ def load_npy(path: Path, *, mmap: bool = False) -> NDArray[Any]:
     Raises:
         DataError: Missing or truncated file, pickle or object array, not a ``.npy`` file.
     """
-    try:
-        array = np.load(existing(path), mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(_damaged(path, error)) from error
+    with reading(path):
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: expected one array (.npy), found an archive (.npz)")
     return array
@@ -56,16 +96,13 @@ def load_npz(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     Raises:
         DataError: Missing or truncated file, missing key, pickle or object array.
     """
-    try:
-        # opened here: numpy leaves a damaged archive open
-        with existing(path).open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DataError(f"{path}: expected an archive (.npz), found one array (.npy)")
-            _require_keys(path, keys, list(archive.files))
-            return {key: archive[key] for key in keys}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(_damaged(path, error)) from error
+    # opened here: numpy leaves a damaged archive open
+    with reading(path), path.open("rb") as stream:
+        archive = np.load(stream, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise DataError(f"{path}: expected an archive (.npz), found one array (.npy)")
+        _require_keys(path, keys, list(archive.files))
+        return {key: archive[key] for key in keys}
 
 
 def load_mat(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -77,8 +114,7 @@ def load_mat(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     Raises:
         DataError: Missing or truncated file, missing key, a cell, struct or object where numbers belong.
     """
-    existing(path)
-    try:
+    with reading(path):
         if h5py.is_hdf5(path):
             with h5py.File(path, "r") as file:
                 _require_keys(path, keys, [key for key in file if not key.startswith("#")])
@@ -87,11 +123,6 @@ def load_mat(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
             content = scipy.io.loadmat(path)
             _require_keys(path, keys, [key for key in content if not key.startswith("__")])
             arrays = {key: np.asarray(content[key]) for key in keys}
-    except DataError:
-        raise
-    # scipy reports damaged files with many types: ValueError, TypeError, zlib.error, KeyError ...
-    except Exception as error:
-        raise DataError(_damaged(path, error)) from error
     for key, array in arrays.items():
         if array.dtype.kind not in "biufc":
             raise DataError(f"{path}: {key!r} must hold numbers, found {array.dtype} (a cell, struct or object)")
@@ -104,10 +135,8 @@ def open_hdf5(path: Path) -> h5py.File:
     Raises:
         DataError: Missing, truncated, or another format.
     """
-    try:
-        return h5py.File(existing(path), "r")
-    except OSError as error:
-        raise DataError(_damaged(path, error)) from error
+    with reading(path):
+        return h5py.File(path, "r")
 
 
 def load_torch(path: Path, *, plain_classes: Sequence[str] = (), mmap: bool = False) -> Any:
@@ -123,24 +152,21 @@ def load_torch(path: Path, *, plain_classes: Sequence[str] = (), mmap: bool = Fa
         DataError: Missing or truncated file, or a pickle that wants to call anything.
     """
     stand_ins: list[Any] = [(type(name.rpartition(".")[2], (), {}), name) for name in plain_classes]
-    try:
-        with torch.serialization.safe_globals(stand_ins):
-            zipped = mmap and zipfile.is_zipfile(existing(path))
-            return torch.load(existing(path), map_location="cpu", weights_only=True, mmap=zipped)
-    except DataError:
-        raise
-    except pickle.UnpicklingError as error:
-        # torch's own message recommends to run what the file holds
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted is None:
-            raise DataError(_damaged(path, error)) from error
-        raise DataError(
-            f"cannot read {path} ({path.stat().st_size} bytes): it holds code or objects of Python ({wanted[1]}), "
-            "which are never executed; fetch the file again from its source, or export plain tensors, numbers and text"
-        ) from None
-    # torch reports refused pickles and damaged archives with many types: UnpicklingError, RuntimeError ...
-    except Exception as error:
-        raise DataError(_damaged(path, error)) from error
+    with reading(path), torch.serialization.safe_globals(stand_ins):
+        zipped = mmap and zipfile.is_zipfile(path)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except pickle.UnpicklingError as error:
+            # torch's own message recommends to run what the file holds
+            wanted = re.search(r"GLOBAL (\S+)", str(error))
+            if wanted is None:
+                raise
+            raise damaged(
+                path,
+                f"it holds code or objects of Python ({wanted[1]})",
+                "These are never executed; fetch the file again from its source, or export plain tensors, numbers and "
+                "text",
+            ) from None
 
 
 def load_image(path: Path) -> NDArray[Any]:
@@ -149,11 +175,8 @@ def load_image(path: Path) -> NDArray[Any]:
     Raises:
         DataError: Missing, truncated or unreadable file.
     """
-    try:
-        with Image.open(existing(path)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(_damaged(path, error)) from error
+    with reading(path), Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -162,11 +185,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: Missing or unreadable file.
     """
-    try:
-        with Image.open(existing(path)) as image:
-            return image.height, image.width
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(_damaged(path, error)) from error
+    with reading(path), Image.open(path) as image:
+        return image.height, image.width
 
 
 def require_shape(name: str, array: NDArray[Any], expected: Sequence[int | None]) -> None:
@@ -182,11 +202,3 @@ def _require_keys(path: Path, keys: Sequence[str], found: Sequence[str]) -> None
     missing = [key for key in keys if key not in found]
     if missing:
         raise DataError(f"{path}: missing {', '.join(map(repr, missing))}; found {', '.join(map(repr, found))}")
-
-
-def _damaged(path: Path, error: BaseException) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return (
-        f"cannot read {path} ({path.stat().st_size} bytes): {reason}. It is truncated, of another format, or holds "
-        "pickled objects, which are never executed; fetch the file again or export plain arrays."
-    )

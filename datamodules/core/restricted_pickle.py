@@ -15,10 +15,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from contracts import DataError
-from datamodules.core.readers import existing
+from datamodules.core.readers import reading
 
 ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 """Where numpy 1 and numpy 2 keep ``_reconstruct``."""
+
+
+ONLY_PICTURES = (
+    "It is truncated, of another format, or holds other pickled objects than numpy arrays, which are never executed; "
+    "fetch the file again, or put the pictures in its place as files"
+)
 
 
 def load_image_dict(path: Path) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
@@ -31,22 +37,11 @@ def load_image_dict(path: Path) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         DataError: Missing or truncated file, anything in it but a dict of text to uint8 pictures, a pickle that
             wants to call anything but numpy's array constructors.
     """
-    try:
-        with existing(path).open("rb") as stream:
-            shape, dtype = read_header(stream)
-            if shape != () or dtype != np.dtype(object):
-                raise DataError(f"{path}: expected one pickled dict of pictures, found an array {dtype} {shape}")
-            content = ArrayUnpickler(stream).load()
-    except DataError:
-        raise
-    # a damaged or hostile pickle fails in any way: UnpicklingError, EOFError, TypeError, KeyError, MemoryError ...
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {reason}. It is truncated, of another format, or "
-            "holds other pickled objects than numpy arrays, which are never executed; fetch the file again, or put "
-            "the pictures in its place as files"
-        ) from error
+    with reading(path, ONLY_PICTURES), path.open("rb") as stream:
+        shape, dtype = read_header(stream)
+        if shape != () or dtype != np.dtype(object):
+            raise DataError(f"{path}: expected one pickled dict of pictures, found an array {dtype} {shape}")
+        content = ArrayUnpickler(stream).load()
     return _pictures(path, content)
 
 

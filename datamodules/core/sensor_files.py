@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from contracts import DataError
+from contracts import DataError, reason_of
 from datamodules.core.epochs import EpochOptions, Grid
 from datamodules.core.readers import existing
 
@@ -287,7 +287,7 @@ def _open(path: Path) -> tuple[Any, bool]:
             return read(path, verbose="error"), number == 0
         # readers of foreign formats fail in as many ways as there are damages
         except Exception as error:
-            problems.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            problems.append(reason_of(error))
     raise DataError(
         f"cannot read {path} ({'; '.join(problems)}): it is damaged, lacks a file beside it (.fdt, .eeg, .vmrk), or is "
         "of a format that MNE does not read"

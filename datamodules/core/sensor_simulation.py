@@ -31,13 +31,12 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from einops import einsum, rearrange
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 from scipy.linalg import eigh, toeplitz
 
 from datamodules.core.fmri_simulation import AREAS, Features
@@ -52,6 +51,7 @@ from datamodules.core.lead_fields import (
     lead_field,
     sensors,
 )
+from datamodules.core.simulation import Simulation, draw_session, standardise
 
 SAMPLING_RATE: Final = 100.0
 """Samples a second."""
@@ -88,7 +88,7 @@ _SOURCES, _TUNING, _BACKGROUND, _SESSION, _TRIALS = range(16, 21)
 _STREAM: Final[dict[Modality, int]] = {"eeg": 0, "meg": 1}  # third word of what the two do not share
 
 
-class SensorSimulation:
+class SensorSimulation(Simulation):
     """One person: patches tuned to the features of a set of pictures, lead fields, noise and sessions.
 
     Attributes:
@@ -158,65 +158,20 @@ class SensorSimulation:
             to either side.
         """
         rng = np.random.default_rng([self.seed, _SESSION, _STREAM[self.modality], number])
-        count = len(self.sensors.names)
-        gain = np.exp(rng.normal(0.0, 0.1, size=count))
-        sign = rng.choice((-1.0, 1.0), size=count)
-        return gain, sign * rng.uniform(1.0, 3.0, size=count) * np.median(self.noise_sd)
+        gain, offset = draw_session(rng, len(self.sensors.names), spread=0.1, distances=(1.0, 3.0))
+        return gain, offset * np.median(self.noise_sd)
 
-    def record(
-        self, stimulus: Int[np.ndarray, " n"], session: Int[np.ndarray, " n"], *, seed: int
-    ) -> Float32[np.ndarray, "n c t"]:
-        """Record trials; about a second for 1600.
-
-        Args:
-            stimulus: Picture of each trial, 0..N-1.
-            session: Session of each trial, from 0.
-            seed: Noise of these trials; trials recorded under different seeds are independent.
-
-        Returns:
-            ``offset + gain * (response + noise)`` of each trial, in volts or tesla.
-
-        Raises:
-            ValueError: The two arrays differ in length, or there is no such picture.
-        """
-        if stimulus.shape != session.shape:
-            raise ValueError(f"one session for each trial is needed: {stimulus.shape} and {session.shape}")
-        _check_pictures("stimulus", stimulus, len(self.response))
+    def _draw_noise(self, count: int, seed: int) -> Float[np.ndarray, "n c t"]:
         rng = np.random.default_rng([self.seed, _TRIALS, _STREAM[self.modality], seed])
-        white = rng.standard_normal((len(stimulus), *self._variance.shape)) * np.sqrt(self._variance)
+        white = rng.standard_normal((count, *self._variance.shape)) * np.sqrt(self._variance)
         # The way back from the basis in which entries are independent: U' S1 U = 1, so U'^-1 = S1 U.
-        trials = (self.spatial[0] @ self._u) @ white @ (self.temporal[0] @ self._v).T
-        trials += self.response[stimulus]
-        gain, offset = self._sessions(session)
-        trials *= gain[..., None]
-        trials += offset[..., None]
-        recorded: Float32[np.ndarray, "n c t"] = trials.astype(np.float32)
-        return recorded
+        noise: Float[np.ndarray, "n c t"] = (self.spatial[0] @ self._u) @ white @ (self.temporal[0] @ self._v).T
+        return noise
 
-    def log_likelihood(
-        self,
-        signal: Float[np.ndarray, "n c t"],
-        *,
-        repetitions: Int[np.ndarray, " n"],
-        candidates: Int[np.ndarray, " g"],
-    ) -> Float[np.ndarray, "n g"]:
-        """Log-likelihood of each candidate picture, all that the best possible decoder can use.
-
-        Args:
-            signal: Averages over trials of one picture each, gain and offset removed exactly.
-            repetitions: Number of trials in each average.
-            candidates: Pictures to compare, 0..N-1.
-
-        Returns:
-            ``log N(signal; response[candidate], covariance / repetitions)``.
-
-        Raises:
-            ValueError: An average has no trials, or there is no such picture.
-        """
-        if np.any(repetitions < 1):
-            raise ValueError(f"every averaged sample needs at least one trial, got {repetitions.min()}")
-        _check_pictures("candidates", candidates, len(self.response))
-        observed = self._whiten(signal.astype(np.float64) - self.evoked)
+    def _distance(
+        self, signal: Float[np.ndarray, "n c t"], candidates: Int[np.ndarray, " g"]
+    ) -> tuple[Float[np.ndarray, "n g"], float]:
+        observed = self._whiten(signal - self.evoked)
         # Relative to what pictures share: at snr = 0 this is 0 to the last bit, and all candidates tie.
         expected = self._whiten(self.response[candidates] - self.evoked)
         distance = (observed**2).sum(axis=1)[:, None] - 2 * observed @ expected.T + (expected**2).sum(axis=1)
@@ -226,43 +181,7 @@ class SensorSimulation:
             + sensor_count * np.linalg.slogdet(self.temporal[0])[1]
             + np.log(self._variance).sum()
         )
-        count = np.asarray(repetitions, dtype=np.float64)[:, None]
-        result: Float[np.ndarray, "n g"] = count * distance + log_det + self._variance.size * np.log(2 * np.pi / count)
-        return -0.5 * result
-
-    def oracle(
-        self,
-        recorded: Float[np.ndarray, "m c t"],
-        session: Int[np.ndarray, " m"],
-        *,
-        groups: Sequence[Int[np.ndarray, " _"]],
-        candidates: Int[np.ndarray, " g"],
-    ) -> Float[np.ndarray, "n g"]:
-        """Decode recorded trials with full knowledge of the person.
-
-        Args:
-            recorded: Trials as `record` gives them.
-            session: Session of each trial.
-            groups: For each decoded sample, the rows of ``recorded`` that are averaged.
-            candidates: Pictures to compare, 0..N-1.
-
-        Returns:
-            `log_likelihood` of the averages; at ``snr=0`` all candidates tie exactly.
-
-        Raises:
-            ValueError: The first two differ in length, a group is empty, or there is no such picture.
-        """
-        if len(recorded) != len(session) or min(len(group) for group in groups) < 1:
-            sizes = sorted({len(group) for group in groups})
-            raise ValueError(
-                f"one session for each trial is needed, and a trial in every group: "
-                f"{len(recorded)} trials, {len(session)} sessions, groups of {sizes}"
-            )
-        gain, offset = self._sessions(session)
-        restored = (recorded.astype(np.float64) - offset[..., None]) / gain[..., None]
-        signal = np.stack([restored[group].mean(axis=0) for group in groups])
-        repetitions = np.array([len(group) for group in groups])
-        return self.log_likelihood(signal, repetitions=repetitions, candidates=candidates)
+        return distance, log_det
 
     def _project(self, moment: Float[np.ndarray, "n p k"]) -> Float[np.ndarray, "n c t"]:
         """What the sensors measure of the patches, without noise."""
@@ -274,18 +193,6 @@ class SensorSimulation:
         """Change to the basis in which the entries of the noise are independent, with variance 1."""
         white: Float[np.ndarray, "n c t"] = self._u.T @ signal @ self._v / np.sqrt(self._variance)
         return rearrange(white, "n c t -> n (c t)")
-
-    def _sessions(self, number: Int[np.ndarray, " n"]) -> tuple[Float[np.ndarray, "n c"], Float[np.ndarray, "n c"]]:
-        """Gain and offset of each trial."""
-        unique, position = np.unique(number, return_inverse=True)
-        gain, offset = zip(*(self.session(int(value)) for value in unique), strict=True)
-        return np.stack(gain)[position], np.stack(offset)[position]
-
-
-def _check_pictures(name: str, number: Int[np.ndarray, " n"], count: int) -> None:
-    wrong = number[(number < 0) | (number >= count)]
-    if wrong.size:
-        raise ValueError(f"{name} must lie in 0..{count - 1}, got {wrong[0]}")
 
 
 def _draw_courses(latency: Float[np.ndarray, " p"]) -> Float[np.ndarray, "p k t"]:
@@ -305,7 +212,7 @@ def _tune(features: Features, patches: Patches, *, seed: int) -> Float[np.ndarra
     tuned = []
     for number, name in enumerate(AREAS):
         rng = np.random.default_rng([seed, _TUNING, number])
-        maps = features.maps[name].astype(np.float64)
+        maps, source = features.maps[name].astype(np.float64), f"patches of {name}"
         chosen = np.array(patches.area) == name
         x, y, width = patches.receptive_field[chosen].T[..., None]
         across = np.exp(-0.5 * ((place - x) / width) ** 2)
@@ -319,26 +226,17 @@ def _tune(features: Features, patches: Patches, *, seed: int) -> Float[np.ndarra
         lasting, passing = rng.standard_normal((*size[:2], 1)), rng.standard_normal(size)
         own = np.sqrt(_LASTING) * lasting + np.sqrt(1 - _LASTING) * passing
         mixtures = np.sqrt(1 - _COHERENT) * own + np.sqrt(_COHERENT) * rng.standard_normal((1, *size[1:]))
-        response = _standardise(einsum(seen, profiles, mixtures, "n p c, c a, p a k -> n p k"), name)
-        drive = _standardise(seen.mean(axis=2, keepdims=True), name)
+        response = standardise(einsum(seen, profiles, mixtures, "n p c, c a, p a k -> n p k"), source)
+        drive = standardise(seen.mean(axis=2, keepdims=True), source)
         response[..., :1] = np.sqrt(_DRIVE) * drive + np.sqrt(1 - _DRIVE) * response[..., :1]
         share = AREAS[name].category
         if share > 0:
             axes = rng.standard_normal((int(features.label.max()) + 1, 2 * _PROFILES))[features.label]
             weights = rng.standard_normal((2 * _PROFILES, int(chosen.sum()), components))
-            preference = _standardise(einsum(axes, weights, "n a, a p k -> n p k"), name)
+            preference = standardise(einsum(axes, weights, "n a, a p k -> n p k"), source)
             response = np.sqrt(1 - share) * response + np.sqrt(share) * preference
-        tuned.append(_standardise(response, name))
+        tuned.append(standardise(response, source))
     return np.concatenate(tuned, axis=1)
-
-
-def _standardise(response: Float[np.ndarray, "n p k"], name: str) -> Float[np.ndarray, "n p k"]:
-    """Mean 0 and SD 1 over the pictures."""
-    sd = response.std(axis=0)
-    if np.any(sd < 1e-9):
-        raise ValueError(f"some patches of {name} respond the same to all {len(response)} pictures: use more")
-    standard: Float[np.ndarray, "n p k"] = (response - response.mean(axis=0)) / sd
-    return standard
 
 
 def _temporal_correlations() -> tuple[Float[np.ndarray, "t t"], Float[np.ndarray, "t t"]]:

@@ -17,12 +17,11 @@ from lightning_modules.networks.encoders import (
     SensorLayer,
     SubjectLayers,
     common_sensors,
-    pooled,
     sensor_layers,
     sensors_by_times,
     temporal_spatial,
 )
-from lightning_modules.networks.sensor_encoders import samples
+from lightning_modules.networks.sensor_encoders import averaged_filters
 
 PersonLayer = Literal["token", "convolution", "none"]
 MARGIN = 0.1
@@ -145,15 +144,9 @@ class ATM(Encoder):
         subject_layer: PersonLayer = "token",
     ) -> None:
         shapes, times = sensors_by_times(layout, "ATM")
-        kernel, pool, stride = (
-            samples(layout, seconds, "ATM") for seconds in (filter_seconds, pool_seconds, stride_seconds)
-        )
         tokens = heads * math.ceil(times / heads)
-        if (steps := pooled(tokens - kernel + 1, pool, stride)) < 1:
-            raise ContractError(
-                f"ATM: {times} time points are too few for filters of {kernel} and averages of {pool}; change "
-                "filter_seconds and pool_seconds"
-            )
+        durations = (filter_seconds, pool_seconds, stride_seconds)
+        kernel, pool, stride, steps = averaged_filters(layout, durations, "ATM", length=tokens)
         layers, sensors = _person_layers(shapes, subject_layer, times)
         attention = nn.TransformerEncoderLayer(
             tokens, heads, feedforward, attention_dropout, activation="gelu", batch_first=True

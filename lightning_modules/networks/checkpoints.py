@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contracts import ContractError
+from contracts import ContractError, reason_of
 
 
 def load_stage(path: Path, *, argument: str, stage: str) -> dict[str, Any]:
@@ -32,8 +32,7 @@ def load_stage(path: Path, *, argument: str, stage: str) -> dict[str, Any]:
         checkpoint["hyper_parameters"]["layout"]
     # torch reports damaged files with many types: UnpicklingError, RuntimeError, EOFError ...
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ContractError(f"{path} is damaged or no checkpoint ({reason}); {advice}") from error
+        raise ContractError(f"{path} is damaged or no checkpoint ({reason_of(error)}); {advice}") from error
     if made_by.partition(" ")[0] != stage:
         raise ContractError(f"{path} is the checkpoint of another stage ({made_by}) than {stage}; {advice}")
     # the command line adds names of its own, which begin with an underscore

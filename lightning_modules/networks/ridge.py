@@ -365,9 +365,8 @@ def _select_held(held: _Held, fold: Tensor, alphas: Sequence[float] | Tensor, pe
         targets = held.targets(rows, training)
         for row, alpha in enumerate(grid):
             errors[row] += (targets - inputs @ spectrum.coefficients(alpha)).square().sum(dim=0)
-    mean_y = held.y.mean(dim=0)
-    variation = (held.y - mean_y).square().sum(dim=0)
-    return _choose(grid, errors, variation, len(held.y) * (held.mean_y + mean_y).square(), per_target)
+    variance, mean_y = torch.var_mean(held.y, dim=0, correction=0)
+    return _choose(grid, errors, len(held.y) * variance, len(held.y) * (held.mean_y + mean_y).square(), per_target)
 
 
 def _choose(grid: Tensor, errors: Tensor, variation: Tensor, offset: Tensor, per_target: bool) -> AlphaChoice:

@@ -60,14 +60,8 @@ class ShallowNet(Encoder):
     ) -> None:
         shapes, times = sensors_by_times(layout, "ShallowNet")
         layers, sensors = sensor_layers(shapes, subject_layer, "ShallowNet")
-        kernel, pool, stride = (
-            samples(layout, seconds, "ShallowNet") for seconds in (filter_seconds, pool_seconds, stride_seconds)
-        )
-        if (steps := pooled(times - kernel + 1, pool, stride)) < 1:
-            raise ContractError(
-                f"ShallowNet: {times} time points are too few for filters of {kernel} and averages of {pool}; change "
-                "filter_seconds and pool_seconds"
-            )
+        durations = (filter_seconds, pool_seconds, stride_seconds)
+        kernel, pool, stride, steps = averaged_filters(layout, durations, "ShallowNet", length=times)
         super().__init__(
             layers,
             nn.Sequential(
@@ -177,6 +171,33 @@ def samples(layout: Layout, seconds: float, encoder: str, *, step: int = 1) -> i
     if not 0 < seconds < math.inf:
         raise ContractError(f"{encoder}: durations must be positive, found {seconds} s")
     return max(1, round(seconds * layout["sampling_rate"] / step))
+
+
+def averaged_filters(
+    layout: Layout, durations: tuple[float, float, float], encoder: str, *, length: int
+) -> tuple[int, int, int, int]:
+    """Return the sizes of filters in time and of an average after them, in samples.
+
+    Args:
+        layout: One modality.
+        durations: Seconds of the filters, of the average, and of its step.
+        encoder: Name for the error.
+        length: Samples of what is filtered.
+
+    Returns:
+        Samples of the filters, of the average and of its step, and how many averages fit.
+
+    Raises:
+        ContractError: None fits; a layout without sampling rate, or a duration that is not positive.
+    """
+    kernel, pool, stride = (samples(layout, seconds, encoder) for seconds in durations)
+    steps = pooled(length - kernel + 1, pool, stride)
+    if steps < 1:
+        raise ContractError(
+            f"{encoder}: {length} time points are too few for filters of {kernel} and averages of {pool}; change "
+            "filter_seconds and pool_seconds"
+        )
+    return kernel, pool, stride, steps
 
 
 class MaxNormConv2d(nn.Conv2d):

@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from datamodules.core.fmri_simulation import (
-    AREAS,
-    UNSATURATED_SNR,
-    Features,
-    FMRISimulation,
-    visual_features,
-)
+from datamodules.core.fmri_simulation import AREAS, UNSATURATED_SNR, Features, FMRISimulation, visual_features
 from datamodules.core.rendering import render_many
+from tests.datamodules.simulating import assert_oracle_knows_sessions, two_way
 
 N = 200
 SMALL = {"V1": 12, "V2": 10, "V3": 8, "V4": 8, "LOC": 10}
@@ -25,13 +20,6 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def features(images: np.ndarray) -> Features:
     return visual_features(images, np.arange(N) % 40)
-
-
-def two_way(score: np.ndarray) -> float:
-    """Share of wrong candidates that score below the right one, on the diagonal; ties count half."""
-    right = np.diag(score)[:, None]
-    below = (score < right).sum(axis=1) + 0.5 * ((score == right).sum(axis=1) - 1)
-    return float(np.mean(below / (score.shape[1] - 1)))
 
 
 def experiment(sim: FMRISimulation, *, repetitions: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -164,12 +152,7 @@ def test_oracle_undoes_gain_and_offset(features: Features) -> None:
     sim = FMRISimulation(features, seed=1)
     stimulus, session = np.repeat(np.arange(10), 2), np.tile([0, 3], 10)
     gain, offset = (np.stack(part)[session // 3] for part in zip(sim.session(0), sim.session(3), strict=True))
-    noiseless = offset + gain * sim.response[stimulus]
-    groups = [np.array([2 * i, 2 * i + 1]) for i in range(10)]
-    actual = sim.oracle(noiseless, session, groups=groups, candidates=np.arange(10))
-    expected = sim.log_likelihood(sim.response[:10], repetitions=np.full(10, 2), candidates=np.arange(10))
-    np.testing.assert_allclose(actual, expected, rtol=1e-9)
-    np.testing.assert_array_equal(actual.argmax(axis=1), np.arange(10))
+    assert_oracle_knows_sessions(sim, offset + gain * sim.response[stimulus], session)
 
 
 def test_oracle_is_good_but_not_perfect_where_the_noise_is_strong(features: Features) -> None:
@@ -221,6 +204,16 @@ def test_pure_noise_is_at_chance_for_oracle_and_regression(features: Features, i
         (
             lambda f: FMRISimulation(visual_features(np.zeros((2, 64, 64, 3), np.uint8), [0, 1]), seed=1),
             "same",
+        ),
+        (
+            lambda f: FMRISimulation(f, seed=1).record(np.array([0, N]), np.array([0, 1]), seed=0),
+            f"stimulus must lie in 0..{N - 1}, got {N}",
+        ),
+        (
+            lambda f: FMRISimulation(f, seed=1).oracle(
+                np.zeros((2, 1)), np.arange(2), groups=[np.arange(2), np.arange(0)], candidates=np.arange(2)
+            ),
+            r"groups of \[0, 2\]",
         ),
     ],
 )

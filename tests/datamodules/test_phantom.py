@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ KINDS = (Phantom, PhantomEEG, PhantomMEG)
 
 
 class PhantomContract(DataModuleContract):
-    kind: type[Phantom] | type[PhantomEEG] | type[PhantomMEG]
+    kind: ClassVar[type[Phantom] | type[PhantomEEG] | type[PhantomMEG]]
 
     @classmethod
     def write(cls, root: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from contracts import DataError
-from datamodules.core.readers import load_image, load_mat, load_npy, load_npz, load_torch, require_shape
+from datamodules.core.readers import load_image, load_mat, load_npy, load_npz, load_torch, reading, require_shape
 
 ARRAY = np.arange(5000, dtype=np.float32).reshape(50, 100)
 
@@ -68,6 +68,15 @@ def test_whole_files_are_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found["b"].reshape(-1), ARRAY[0])
     np.testing.assert_array_equal(load_torch(write(tmp_path, "weights.pth"))["a"], ARRAY)
     assert load_image(write(tmp_path, "picture.png")).shape == (40, 50, 3)
+
+
+def test_an_error_that_is_clear_already_passes_as_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path, "array.npy")
+    with pytest.raises(DataError, match=r"^no such region$"), reading(path):
+        raise DataError("no such region")
+    said = rf"^cannot read {path} \(20128 bytes\): KeyError\. Look elsewhere$"
+    with pytest.raises(DataError, match=said), reading(path, "Look elsewhere"):
+        raise KeyError
 
 
 @KINDS

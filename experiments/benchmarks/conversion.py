@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from contracts import UserError
 from datamodules import BrainDataModule
-from experiments.benchmarks.in_turns import in_turns, kilobytes, peak_memory, seconds_of
+from experiments.benchmarks.in_turns import in_turns, kilobytes, peak_memory, seconds_of, spread
 
 SECONDS = 3.0
 """For which passes are made, and at least three of them."""
@@ -128,8 +128,7 @@ def print_table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         line = f"| {text} | {statistics.median(ours):.2f} |"
         if theirs:
             ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-            spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f})"
-            print(f"{line} {statistics.median(theirs):.2f} | {spread} |")
+            print(f"{line} {statistics.median(theirs):.2f} | {spread(ratios, 3)} |")
         else:
             print(f"{line} - | - |")
 

@@ -19,15 +19,13 @@ from typing import Any
 
 import open_clip
 import torch
-from jsonargparse import auto_cli
 
-from contracts import UserError
 from datamodules import NSD
 from datamodules.core.nsd_files import SESSIONS, TRIALS
 from datamodules.core.nsd_files import SHARED as SHARED_PICTURES
 from experiments.benchmarks import layouts
 from experiments.benchmarks.data_path import GeneratedPatterns, open_generated, throughput
-from experiments.benchmarks.in_turns import flop_counter, in_turns
+from experiments.benchmarks.in_turns import command, flop_counter, in_turns
 from experiments.benchmarks.layouts import batch_size, read
 from lightning_modules import FmriMAE
 
@@ -234,7 +232,4 @@ def stores(people: int) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(costs, as_positional=False)
-    except UserError as error:
-        raise SystemExit(f"costs: {error}") from None
+    command(costs)

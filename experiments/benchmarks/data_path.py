@@ -19,15 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from lightning import Trainer
 from torch import Tensor
 
-from contracts import UserError
 from datamodules import BrainDataModule, EmbeddingOptions, Facts, LoaderOptions, SplitOptions, Stimuli, Trials
 from datamodules.core.loading import Residence
 from datamodules.core.raw import Record
-from experiments.benchmarks.in_turns import Device, On, peak_memory, seconds_of
+from experiments.benchmarks.in_turns import Device, On, command, peak_memory, seconds_of, spread
 from experiments.benchmarks.layouts import THINGS_EEG2 as SHAPE
 
 CHUNK = 512
@@ -177,7 +175,7 @@ def measure(
         ratios = [slow / fast for fast, slow in zip(ours, bare, strict=True)]
         print(
             f"| {residence} | {gigabytes / statistics.median(ours):.2f} | {gigabytes / statistics.median(bare):.2f} "
-            f"| {statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f}) |",
+            f"| {spread(ratios)} |",
             flush=True,
         )
     print(f"peak memory: {peak_memory():.2f} GB, mapped pages of the file included")
@@ -242,7 +240,4 @@ def _arrived(batch: Mapping[str, Any], device: Device) -> Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(data_path)
-    except UserError as error:
-        raise SystemExit(f"data_path: {error}") from None
+    command(data_path)

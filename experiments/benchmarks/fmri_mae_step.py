@@ -6,23 +6,18 @@ and batch, each implementation in a process of its own, in turns.
 
 from __future__ import annotations
 
-import json
-import math
-import statistics
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from torch import Tensor
 
-from contracts import Batch, UserError
-from experiments.benchmarks.in_turns import On, flop_counter, in_turns, ratio, seconds_and_memory
+from contracts import Batch
+from experiments.benchmarks.in_turns import On, command, flop_counter, seconds_and_memory
 from experiments.benchmarks.layouts import GOD_SUBJECT_2, god
+from experiments.benchmarks.plain import Implementation, against_plain, attention_of_heads
 from lightning_modules import FmriMAE
-
-Implementation = Literal["ours", "plain"]
 
 
 def fmri_mae_step(
@@ -52,21 +47,11 @@ def fmri_mae_step(
     """
     options = {name: value for name, value in locals().items() if name not in ("rounds", "implementation", "on")}
     place = On(**on)
-    if implementation is not None:
-        print(json.dumps(_measure(implementation, place, **options)))
-        return
-    found = in_turns(__spec__.name, ["ours", "plain"], rounds=rounds, **options, **on)
-    print(f"{found['ours'][0]['weights'] / 1e6:.2f} million weights, batch {batch_size}, ours on {place}")
-    for name, results in found.items():
-        seconds = sorted(result["seconds"] for result in results)
-        memory = max(result["memory"] for result in results)
-        rate = statistics.median(result["flop"] / result["seconds"] for result in results)
-        print(
-            f"| {name} | {statistics.median(seconds):.3f} ({seconds[0]:.3f} .. {seconds[-1]:.3f}) | {memory:.2f} | "
-            f"{rate / 1e12:.3f} |"
-        )
-    difference = abs(found["ours"][0]["loss"] / found["plain"][0]["loss"] - 1)
-    print(f"ours / plain: {ratio(found):.2f}; first losses differ by {difference:.1e}")
+    found = against_plain(__spec__.name, _measure, implementation, place, rounds=rounds, work="TFLOP", **options)
+    if found:
+        ours, plain = found["ours"][0], found["plain"][0]
+        difference = abs(ours["loss"] / plain["loss"] - 1)
+        print(f"{ours['weights'] / 1e6:.2f} million weights; first losses differ by {difference:.1e}")
 
 
 def make_model(*, width: int, depth: int, decoder_width: int, decoder_depth: int, num_heads: int) -> FmriMAE:
@@ -120,17 +105,12 @@ def plain_loss(weight: dict[str, Tensor], signal: Tensor, *, num_heads: int) -> 
 
 def _transformer(weight: dict[str, Tensor], name: str, x: Tensor, num_heads: int) -> Tensor:
     depth = 1 + max(int(key.split(".")[2]) for key in weight if key.startswith(f"{name}blocks."))
-    width = x.shape[2] // num_heads
     for number in range(depth):
         block = f"{name}blocks.{number}."
         normal = F.layer_norm(x, x.shape[2:], *_linear(weight, f"{block}norm1."))
         query, key, value = F.linear(normal, *_linear(weight, f"{block}attn.qkv.")).chunk(3, dim=2)
-        heads = []
-        for head in range(num_heads):
-            part = slice(head * width, (head + 1) * width)
-            score = query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(width)
-            heads.append(score.softmax(dim=2) @ value[..., part])
-        x = x + F.linear(torch.cat(heads, dim=2), *_linear(weight, f"{block}attn.proj."))
+        attended = attention_of_heads(query, key, value, num_heads=num_heads)
+        x = x + F.linear(attended, *_linear(weight, f"{block}attn.proj."))
         normal = F.layer_norm(x, x.shape[2:], *_linear(weight, f"{block}norm2."))
         x = x + F.linear(
             F.gelu(F.linear(normal, *_linear(weight, f"{block}mlp.fc1."))), *_linear(weight, f"{block}mlp.fc2.")
@@ -145,7 +125,7 @@ def _linear(weight: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
 def _measure(
     implementation: Implementation, on: On, *, batch_size: int, num_heads: int, **sizes: int
 ) -> dict[str, float]:
-    """Seconds, peak memory in GB and floating point operations of one step after a first one."""
+    """Seconds, peak memory in GB and tera-operations of one step, after those in which it is counted and warms up."""
     model = make_model(num_heads=num_heads, **sizes).to(on.device)
     row = torch.arange(batch_size)
     signal = torch.randn(batch_size, sum(GOD_SUBJECT_2), generator=torch.Generator().manual_seed(1)).to(on.device)
@@ -164,10 +144,11 @@ def _measure(
 
     with flop_counter() as counter:
         first = _step(loss, optimiser)
+    for _ in range(1, on.warm):
+        _step(loss, optimiser)
     measured = seconds_and_memory(lambda: _step(loss, optimiser), on.device)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    flop = counter.get_total_flops()
-    return {**measured, "loss": first, "weights": weights, "flop": flop}
+    return {**measured, "loss": first, "weights": weights, "work": counter.get_total_flops() / 1e12}
 
 
 def _step(loss: Callable[[], Tensor], optimiser: torch.optim.Optimizer) -> float:
@@ -179,7 +160,4 @@ def _step(loss: Callable[[], Tensor], optimiser: torch.optim.Optimizer) -> float
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(fmri_mae_step, as_positional=False)
-    except UserError as error:
-        raise SystemExit(f"{error}") from None
+    command(fmri_mae_step)

@@ -14,13 +14,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jsonargparse import auto_cli
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -54,6 +55,11 @@ class On:
         return f"{self.device}, {self.precision}, compile={self.compile}"
 
     @property
+    def warm(self) -> int:
+        """Steps before those that are timed: one in which operations are counted, one in which kernels are made."""
+        return 2 if self.compile or self.device == "cuda" else 1
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the numbers that are multiplied."""
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
@@ -66,6 +72,14 @@ class On:
         """Compile the networks of a stage (``networks``), where that is asked for."""
         for part in model.networks() if self.compile else ():  # type: ignore[operator]  # of every GradientStage
             part.compile()
+
+
+def command(benchmark: Callable[..., None]) -> None:
+    """Run a benchmark with the arguments of the command line; what a user can mend is printed as one line."""
+    try:
+        auto_cli(benchmark, as_positional=False)
+    except UserError as error:
+        raise SystemExit(f"{benchmark.__name__}: {error}") from None
 
 
 def in_turns(module: str, implementations: Sequence[str], *, rounds: int, **options: Any) -> dict[str, list[Any]]:
@@ -140,6 +154,11 @@ def ratio(found: Mapping[str, Sequence[Mapping[str, float]]]) -> float:
     return statistics.median(a["seconds"] / b["seconds"] for a, b in zip(first, second, strict=True))
 
 
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Several measurements as they stand in a table: median (lowest .. highest)."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} .. {max(values):.{digits}f})"
+
+
 # ---- floating point operations ---------------------------------------------------------------------
 
 
@@ -151,11 +170,13 @@ def matmul_rate(on: On) -> float:
     return 2 * side**3 / seconds_of(lambda: torch.mm(matrix, matrix, out=out), on.device)
 
 
-def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter of floating point operations, taught fused attention on CPUs and products added in place.
+@contextmanager
+def flop_counter() -> Iterator[FlopCounterMode]:
+    """Count floating point operations with PyTorch's counter, taught fused attention on CPUs and ``addmm_``.
 
     Matrix products, convolutions and attention are counted, a multiplication and an addition as two; the scores that
-    fused attention computes again on the way back are counted, as they are on GPUs.
+    fused attention computes again on the way back are counted, as they are on GPUs. Nothing runs compiled meanwhile:
+    the counter would not see it.
     """
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -176,4 +197,5 @@ def flop_counter() -> FlopCounterMode:
         torch.ops.aten.addmm_: added,
         torch.ops.aten.baddbmm_: added,
     }
-    return FlopCounterMode(display=False, custom_mapping=known)
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=known) as counter:
+        yield counter

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from jsonargparse import auto_cli
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contracts import DataError, UserError
+from contracts import DataError
 from datamodules import BrainDataModule
 from experiments.arguments import Parser
+from experiments.benchmarks.in_turns import command
 from lightning_modules import FmriMAE
 from lightning_modules.networks.masked_autoencoder import hidden_tokens
 
@@ -111,7 +111,4 @@ def _datamodule(config: Path) -> BrainDataModule:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(masked_segments, as_positional=False)
-    except UserError as error:
-        raise SystemExit(f"{error}") from None
+    command(masked_segments)

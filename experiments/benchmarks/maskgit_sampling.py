@@ -6,23 +6,20 @@ each implementation in a process of its own, in turns.
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from torch import Tensor
 
-from contracts import Layout, UserError
-from experiments.benchmarks.in_turns import On, in_turns, ratio, seconds_and_memory
+from contracts import Layout
+from experiments.benchmarks.in_turns import On, command, seconds_and_memory
+from experiments.benchmarks.plain import Implementation, against_plain, attention_of_heads
 from lightning_modules import MaskGIT
 from lightning_modules.networks.token_sampling import hidden_after, sample_codes
 
-Implementation = Literal["ours", "plain"]
 CLASSES = 1000
 """Rows of the published token table that stand for the classes of ImageNet."""
 
@@ -55,20 +52,7 @@ def maskgit_sampling(
     """
     options = {name: value for name, value in locals().items() if name not in ("rounds", "implementation", "on")}
     place = On(**on)
-    if implementation is not None:
-        print(json.dumps(_measure(implementation, place, **options)))
-        return
-    found = in_turns(__spec__.name, ["ours", "plain"], rounds=rounds, **options, **on)
-    codes = batch_size * samples * (size // 16) ** 2
-    print(f"{batch_size} embeddings, {samples} pictures each, T={steps}, ours on {place}")
-    for name, results in found.items():
-        seconds = sorted(result["seconds"] for result in results)
-        middle = statistics.median(seconds)
-        memory = max(result["memory"] for result in results)
-        print(
-            f"| {name} | {middle:.2f} ({seconds[0]:.2f} .. {seconds[-1]:.2f}) | {codes / middle:.0f} | {memory:.2f} |"
-        )
-    print(f"ours / plain: {ratio(found):.2f}")
+    against_plain(__spec__.name, _measure, implementation, place, rounds=rounds, work="codes", **options)
 
 
 def make_model(*, size: int, depth: int, width: int, num_heads: int, samples: int, steps: int) -> MaskGIT:
@@ -145,7 +129,6 @@ def plain_codes(model: MaskGIT, embedding: Tensor, *, samples: int, steps: int, 
 def _states(weight: dict[str, Tensor], codes: Tensor, condition: Tensor, *, num_heads: int) -> Tensor:
     x = torch.cat([condition[:, None], weight["embedding.weight"][codes]], dim=1) + weight["positions"]
     x = F.layer_norm(x, x.shape[-1:], weight["norm.weight"], weight["norm.bias"], 1e-12)
-    width = x.shape[2] // num_heads
     for number in range(1 + max(int(name.split(".")[1]) for name in weight if name.startswith("blocks."))):
         block = f"blocks.{number}."
 
@@ -156,12 +139,8 @@ def _states(weight: dict[str, Tensor], codes: Tensor, condition: Tensor, *, num_
             return F.layer_norm(x, x.shape[-1:], weight[f"{block}{name}.weight"], weight[f"{block}{name}.bias"], 1e-12)
 
         query, key, value = linear(x, "attention.qkv").chunk(3, dim=2)
-        heads = []
-        for head in range(num_heads):
-            part = slice(head * width, (head + 1) * width)
-            score = query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(width)
-            heads.append(score.softmax(dim=2) @ value[..., part])
-        x = norm(x + linear(torch.cat(heads, dim=2), "attention.proj"), "norm1")
+        attended = attention_of_heads(query, key, value, num_heads=num_heads)
+        x = norm(x + linear(attended, "attention.proj"), "norm1")
         x = norm(x + linear(F.gelu(linear(x, "mlp.fc1")), "mlp.fc2"), "norm2")
     return x[:, 1:]
 
@@ -169,7 +148,7 @@ def _states(weight: dict[str, Tensor], codes: Tensor, condition: Tensor, *, num_
 def _measure(
     implementation: Implementation, on: On, *, batch_size: int, samples: int, steps: int, **sizes: int
 ) -> dict[str, float]:
-    """Seconds and peak memory in GB of drawing the codes, after one short draw."""
+    """Seconds and peak memory in GB of drawing the codes, after one short draw, and how many codes those are."""
     model = make_model(samples=samples, steps=steps, **sizes).to(on.device)
     embedding = torch.randn(batch_size, 1024, generator=torch.Generator().manual_seed(1)).to(on.device)
     if implementation == "ours":
@@ -190,11 +169,9 @@ def _measure(
 
     # compiled for the shapes that will come; without a compiler two steps warm up as well as eleven
     draw(steps if on.compile else 2)
-    return seconds_and_memory(lambda: draw(steps), on.device)
+    codes = batch_size * samples * model.side**2
+    return {**seconds_and_memory(lambda: draw(steps), on.device), "work": codes}
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(maskgit_sampling, as_positional=False)
-    except UserError as error:
-        raise SystemExit(f"{error}") from None
+    command(maskgit_sampling)

@@ -14,10 +14,8 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from numpy.typing import NDArray
 
-from contracts import UserError
 from datamodules import NSD, EmbeddingOptions, LoaderOptions, SampleOptions, SplitOptions
 from datamodules.core.nsd_download import ncsnr_file
 from datamodules.core.nsd_files import (
@@ -32,6 +30,7 @@ from datamodules.core.nsd_files import (
     roi_folder,
 )
 from experiments.benchmarks.conversion import Recordings, Residence, Way, compare
+from experiments.benchmarks.in_turns import command
 
 Array = NDArray[Any]
 PERSON = SUBJECTS[0]
@@ -187,7 +186,4 @@ def _save_nifti(path: Path, volume: Array) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(nsd_conversion)
-    except UserError as error:
-        raise SystemExit(f"nsd_conversion: {error}") from None
+    command(nsd_conversion)

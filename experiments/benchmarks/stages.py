@@ -12,16 +12,26 @@ import statistics
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from contracts import UserError, parts_of
 from experiments.benchmarks.cases import CASES, FULL, SMALL, Case, build, noise
-from experiments.benchmarks.in_turns import On, finish, flop_counter, in_turns, kilobytes, matmul_rate, peak_memory
+from experiments.benchmarks.in_turns import (
+    On,
+    command,
+    finish,
+    flop_counter,
+    in_turns,
+    kilobytes,
+    matmul_rate,
+    peak_memory,
+    spread,
+)
 from experiments.benchmarks.layouts import read
 from lightning_modules import Stage
 
@@ -65,11 +75,10 @@ HEAD = (
 
 def row(name: str, found: Mapping[str, Any]) -> str:
     """A line of the table of what ``measure`` found."""
-    share = found["share"]
     return (
         f"| {name} | {CASES[name].on} | {found['trained'] / 1e6:.2f} / {found['weights'] / 1e6:.2f} "
         f"| {found['samples']} | {found['flop'] / 1e9:.3g} | {1 / found['seconds']:.3g} | {found['memory']:.2f} "
-        f"| {statistics.median(share):.2f} ({min(share):.2f} .. {max(share):.2f}) |"
+        f"| {spread(found['share'])} |"
     )
 
 
@@ -111,7 +120,6 @@ def measure(
     stage = build(case, layout, **({"compile": True} if on.compile else {}))
     size = batch or case.batch
     closed = stage.every_sample_once
-    warm = 2 if on.compile or on.device == "cuda" else 1
     batches: list[Any]
     if closed:
         steps = 1
@@ -123,12 +131,12 @@ def measure(
         samples = sum(layout["train_samples"].values())
     else:
         # more than are used: checks at the end of an epoch are no part of a step
-        batches = [noise(stage, layout, size)] * (warm + steps + 1)
+        batches = [noise(stage, layout, size)] * (on.warm + steps + 1)
         samples = size * len(parts_of(layout))
-    meter = Meter(on, closed=closed, warm=warm)
+    meter = Meter(on, closed=closed)
     trained = sum(parameter.numel() for parameter in stage.parameters() if parameter.requires_grad)
     weights = sum(parameter.numel() for parameter in stage.parameters())
-    train(stage, batches, meter, read(case.file)["trainer"], steps=warm + steps)
+    train(stage, batches, meter, read(case.file)["trainer"], steps=on.warm + steps)
     share = [
         2 * meter.flop / seconds / (before_it + after_it)
         for seconds, before_it, after_it in zip(meter.seconds, meter.rates, meter.rates[1:], strict=False)
@@ -146,22 +154,22 @@ def measure(
 
 
 class Meter(Callback):
-    """Counts the operations of the first step (or pass) and times the last ones, with the machine's rate between them.
+    """Counts the operations of the first step (or pass) and times those after the first ``on.warm``.
+
+    The machine's rate is measured between the steps that are timed.
 
     Args:
         on: Where and how.
         closed: Whether a whole pass is measured instead of a step.
-        warm: Steps in which networks are compiled or kernels chosen, not timed.
     """
 
-    def __init__(self, on: On, *, closed: bool, warm: int) -> None:
+    def __init__(self, on: On, *, closed: bool) -> None:
         self.on = on
         self.closed = closed
-        self.warm = warm
         self.flop = 0
         self.seconds: list[float] = []
         self.rates: list[float] = []
-        self._counter = flop_counter()
+        self._counting = ExitStack()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A pass begins."""
@@ -187,10 +195,8 @@ class Meter(Callback):
 
     def _begin(self, number: int) -> None:
         if number == 0:
-            # the counter does not see what was compiled
-            torch.compiler.set_stance("force_eager")
-            self._counter.__enter__()
-        elif number >= self.warm:
+            self._counter = self._counting.enter_context(flop_counter())
+        elif number >= self.on.warm:
             if not self.rates:
                 self.rates.append(matmul_rate(self.on))
             finish(self.on.device)
@@ -198,10 +204,9 @@ class Meter(Callback):
 
     def _end(self, number: int) -> None:
         if number == 0:
-            self._counter.__exit__(None, None, None)
-            torch.compiler.set_stance("default")
+            self._counting.close()
             self.flop = self._counter.get_total_flops()
-        elif number >= self.warm:
+        elif number >= self.on.warm:
             finish(self.on.device)
             self.seconds.append(time.perf_counter() - self._started)
             self.rates.append(matmul_rate(self.on))
@@ -244,7 +249,4 @@ def _as_it_is(batch: Any) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(stages, as_positional=False)
-    except UserError as error:
-        raise SystemExit(f"stages: {error}") from None
+    command(stages)

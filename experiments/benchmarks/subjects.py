@@ -12,11 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import auto_cli
-
-from contracts import UserError
 from experiments.benchmarks.data_path import GeneratedPatterns, open_generated
-from experiments.benchmarks.in_turns import in_turns, kilobytes, seconds_of
+from experiments.benchmarks.in_turns import command, in_turns, kilobytes, seconds_of
 from experiments.benchmarks.layouts import HCP_AREAS
 
 THIS = "experiments.benchmarks.subjects"
@@ -136,7 +133,4 @@ def _resident() -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(subjects, as_positional=False)
-    except UserError as error:
-        raise SystemExit(f"subjects: {error}") from None
+    command(subjects)

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jsonargparse import auto_cli
 
-from contracts import UserError
 from datamodules import THINGSMEG, EmbeddingOptions, LoaderOptions, SampleOptions, SplitOptions
 from experiments.benchmarks.conversion import Recordings, Residence, Way, compare
+from experiments.benchmarks.in_turns import command
 
 CHANNELS, TIMES, SAMPLING_RATE, START = 271, 281, 200.0, -0.1
 EPOCHS = 27048
@@ -122,7 +121,4 @@ def attributes(number: int) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    try:
-        auto_cli(things_meg_conversion)
-    except UserError as error:
-        raise SystemExit(f"things_meg_conversion: {error}") from None
+    command(things_meg_conversion)

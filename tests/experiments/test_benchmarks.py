@@ -62,9 +62,8 @@ def test_a_step_is_measured_for_both(capfd: pytest.CaptureFixture[str]) -> None:
     printed = capfd.readouterr().out
     assert re.search(r"^\| ours \| \d", printed, re.MULTILINE)
     assert re.search(r"^\| plain \| \d", printed, re.MULTILINE)
-    assert re.search(
-        r"^ours / plain: \d+\.\d\d; first losses differ by [0-9.]+e-\d+$|by 0\.0e\+00$", printed, re.MULTILINE
-    )
+    assert re.search(r"^ours / plain: \d+\.\d\d$", printed, re.MULTILINE)
+    assert re.search(r"first losses differ by [0-9.]+e-\d+$|by 0\.0e\+00$", printed, re.MULTILINE)
 
 
 def test_hidden_segments_are_compared_under_the_same_masks(

@@ -42,15 +42,12 @@ from tests.formats import (
 )
 from tests.shipped import ALL, CONFIGS, ROOT, files, make
 from tests.tiny import (
-    CLASSES_OF_EEG,
     FEW_CLASSES,
     PARTS,
     PATCHES,
-    PICTURES,
     PICTURES_ALONE,
-    SERIES,
-    SEVERAL,
     SHIPPED_SIZE,
+    SPECIAL,
     TINY,
     TINY_PHANTOM,
     WITHOUT_PICTURES,
@@ -200,13 +197,7 @@ def test_a_stage_is_built_at_its_shipped_size_without_memory(path: Path, meta: N
     assert set(entry) == {"class_path", "init_args"}
     kind = arguments.import_class(entry["class_path"])
     assert issubclass(kind, Stage)
-    special = {
-        "phantom_pictures": PICTURES,
-        "pieman": SERIES,
-        "uci_eeg": CLASSES_OF_EEG,
-        "phantom_multimodal": SEVERAL,
-    }
-    layout = special.get(dataset_of(data_of(path)), SHIPPED_SIZE)
+    layout = SPECIAL.get(dataset_of(data_of(path)), SHIPPED_SIZE)
     stage = kind(**arguments_of(path, layout))
     parameters = list(stage.parameters())
     assert sum(parameter.numel() for parameter in parameters) > 0
@@ -300,12 +291,12 @@ def test_phantom_finds_the_small_clip_where_make_leaves_it(name: str, formats: P
 # ---- trainers and loggers ------------------------------------------------------------------------
 
 
-def parsed_trainer(path: Path) -> Any:
+def trainer_parser() -> arguments.Parser:
     parser = arguments.Parser(parser_mode="omegaconf+")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_class_arguments(RunOptions, "run")
     parser.add_argument("--config", action="config")
-    return parser.parse_args([f"--config={path}"]).trainer
+    return parser
 
 
 @pytest.mark.parametrize("path", files("trainer"), ids=named)
@@ -314,7 +305,7 @@ def test_a_trainer_file_leaves_the_samplers_alone(path: Path, formats: Path) -> 
     assert set(loaded) <= {"trainer", "run"}
     # where there may be a GPU, it is used as it is best used
     assert loaded.get("run", {}).get("bf16", False) == (loaded["trainer"]["accelerator"] != "cpu")
-    config = parsed_trainer(path)
+    config = trainer_parser().parse_args([f"--config={path}"]).trainer
     assert config.use_distributed_sampler is False
     assert config.accelerator == loaded["trainer"]["accelerator"]
     if path.stem in NEEDS_A_GPU and not torch.cuda.is_available():
@@ -328,7 +319,7 @@ def test_a_logger_file_names_a_logger(path: Path) -> None:
     loaded = content(path)
     assert set(loaded) == {"trainer"}
     assert set(loaded["trainer"]) == {"logger"}
-    logger = parsed_trainer(path).logger
+    logger = trainer_parser().parse_args([f"--config={path}"]).trainer.logger
     assert logger.class_path == loaded["trainer"]["logger"]["class_path"]
     assert set(logger.init_args.as_dict()) >= set(loaded["trainer"]["logger"]["init_args"])
     assert "${" not in str(logger)
@@ -342,9 +333,7 @@ def test_a_logger_file_names_a_logger(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in files("recipe") if path not in stages()], ids=named)
 def test_a_recipe_adds_callbacks_whose_networks_exist(path: Path, formats: Path, meta: None) -> None:
     assert set(content(path)) == {"trainer"}
-    parser = arguments.Parser(parser_mode="omegaconf+")
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_argument("--config", action="config")
+    parser = trainer_parser()
     callbacks = parser.instantiate(parser.parse_args([f"--config={path}"])).trainer.callbacks
     assert callbacks
     assert all(type(callback).__module__.startswith("callbacks.") for callback in callbacks)

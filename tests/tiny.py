@@ -104,3 +104,5 @@ PICTURES = SHIPPED_SIZE | {
     "image_shape": [3, 64, 64],
     "preparation": {"context_length": "32"},
 }
+# by the name of the data set: what a stage that is trained on it meets, where that is no fMRI
+SPECIAL = {"phantom_pictures": PICTURES, "pieman": SERIES, "uci_eeg": CLASSES_OF_EEG, "phantom_multimodal": SEVERAL}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -149,22 +148,3 @@ class Recorded(LightningDataModule):
         return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
 
     train_dataloader = val_dataloader = test_dataloader = _batches
-
-
-def trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
-    return Trainer(
-        **{
-            "default_root_dir": folder,
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            "num_sanity_val_steps": 0,
-            "callbacks": list(callbacks),
-            **options,
-        }
-    )

@@ -31,10 +31,9 @@ from tests.callbacks.modalities import (
     of_some,
     world,
 )
-from tests.callbacks.pictures import Recorded, Replay, trainer
-from tests.experiments.launching import launch
-
-ROOT = Path(__file__).parents[2]
+from tests.callbacks.pictures import Recorded, Replay
+from tests.lightning_modules.fitting import short_trainer
+from tests.lightning_modules.processes import both_ways
 
 
 @pytest.mark.parametrize("label", [of_four, of_its_own, of_none, of_some])
@@ -299,7 +298,7 @@ def scored(folder: Path, devices: int = 1, command: str = "test", **options: Any
     score = CrossModal(**FEW)
     names = frozenset().union(*part.outputs.values()) - {"row", "subject", "stimulus", "label"}
     several: dict[str, Any] = {"strategy": "ddp", "devices": devices} if devices > 1 else {}
-    run: Trainer = trainer(folder, score, RunRecord(table=False), **several)
+    run: Trainer = short_trainer(folder, score, RunRecord(table=False), **several)
     replay = Replay(part.context.layout, names)
     getattr(run, command)(replay, datamodule=Recorded(list(part.outputs.values()), part.context, batch_size=3))
     return score
@@ -333,24 +332,12 @@ def test_a_stage_without_embeddings_is_refused(tmp_path: Path) -> None:
     replay = Replay(part.context.layout, frozenset({"image_embedding", "signal"}))
     data = Recorded(list(part.outputs.values()), part.context)
     with pytest.raises(ContractError, match="CrossModal needs brain_embedding, but Replay gives only"):
-        trainer(tmp_path, CrossModal()).test(replay, datamodule=data, verbose=False)
+        short_trainer(tmp_path, CrossModal()).test(replay, datamodule=data, verbose=False)
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.full)])
 def test_several_processes_agree_with_one(tmp_path: Path, processes: int) -> None:
-    one, many = tmp_path / "one", tmp_path / "many"
-    scored(one)
-    many.mkdir()
-    script = many / "driver.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\n"
-        "from tests.callbacks.test_cross_modal import scored\n"
-        "if __name__ == '__main__':\n"
-        f"    scored(Path({str(many)!r}), {processes})\n"
-    )
-    launch(many, [str(script)], timeout=180)
+    one, many = both_ways(scored, tmp_path, processes)
     ours, theirs = (json.loads((folder / "scores.json").read_text()) for folder in (many, one))
     assert len(ours) == len(theirs) > 90
     for mine, reference in zip(ours, theirs, strict=True):

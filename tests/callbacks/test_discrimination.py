@@ -16,12 +16,11 @@ from torch import Tensor
 from callbacks import Discrimination, Part, RunRecord
 from callbacks.metrics.discrimination import area, discrimination
 from contracts import ContractError, Gallery, Output, ScoreContext
-from tests.callbacks.pictures import Recorded, Replay, trainer
-from tests.experiments.launching import launch
-from tests.lightning_modules.fitting import made_up
+from tests.callbacks.pictures import Recorded, Replay
+from tests.lightning_modules.fitting import made_up, short_trainer
+from tests.lightning_modules.processes import both_ways
 
 Array = np.ndarray[Any, Any]
-ROOT = Path(__file__).parents[2]
 
 
 def samples(number: int, *, share: float = 0.4, effect: float = 1.0, seed: int = 0) -> tuple[Array, Array]:
@@ -331,7 +330,7 @@ def scored(folder: Path, devices: int) -> None:
     callbacks = [Discrimination([["class 0", "class 1"], ["class 2"]], permutations=99), RunRecord(table=False)]
     options: dict[str, Any] = {"strategy": "ddp", "devices": devices} if devices > 1 else {}
     about = context()
-    run = trainer(folder, *callbacks, **options)
+    run = short_trainer(folder, *callbacks, **options)
     for command in (run.validate, run.test):
         command(
             Replay(about.layout, frozenset({"brain_embedding"})),
@@ -342,19 +341,7 @@ def scored(folder: Path, devices: int) -> None:
 
 @pytest.mark.full
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    scored(one, 1)
-    two.mkdir()
-    script = two / "driver.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\n"
-        "from tests.callbacks.test_discrimination import scored\n"
-        "if __name__ == '__main__':\n"
-        f"    scored(Path({str(two)!r}), 2)\n"
-    )
-    launch(two, [str(script)], timeout=180)
+    one, two = both_ways(scored, tmp_path)
     for name in ("scores.json", "scores_validation.json"):
         ours, theirs = (json.loads((folder / name).read_text()) for folder in (two, one))
         assert ours == theirs

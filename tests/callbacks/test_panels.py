@@ -15,7 +15,8 @@ from torch import Tensor
 from callbacks import PicturePanels
 from callbacks.panels import draw_panel
 from contracts import ContractError, DataError
-from tests.callbacks.pictures import Recorded, Replay, context, decoded, grey_mean, output, photographs, trainer
+from tests.callbacks.pictures import Recorded, Replay, context, decoded, grey_mean, output, photographs
+from tests.lightning_modules.fitting import short_trainer
 
 NAMES = frozenset({"image", "generated"})
 SIDE = 32
@@ -64,7 +65,7 @@ def seen() -> Tensor:
 def written(folder: Path, callback: PicturePanels, *people: Any, names: tuple[str, ...] = ("01",)) -> None:
     about = context(people=names)
     data = Recorded(list(people), about)
-    trainer(folder, callback).test(Replay(about.layout, NAMES), datamodule=data, verbose=False)
+    short_trainer(folder, callback).test(Replay(about.layout, NAMES), datamodule=data, verbose=False)
 
 
 def test_rows_and_columns(seen: Tensor, tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_validation_and_the_logger(seen: Tensor, tmp_path: Path) -> None:
     logger = Remembers()
     about = context(embed=grey_mean)
     data = Recorded([output(seen, decoded(seen, 1))], about)
-    run = trainer(tmp_path, PicturePanels(rows=2, side=SIDE, stages=("validation",)), logger=logger)
+    run = short_trainer(tmp_path, PicturePanels(rows=2, side=SIDE, stages=("validation",)), logger=logger)
     run.validate(Replay(about.layout, NAMES), datamodule=data, verbose=False)
     [(key, [image])] = logger.images
     assert key == "pictures/validation_sub-01"
@@ -145,7 +146,7 @@ def test_what_cannot_be_drawn_is_refused(seen: Tensor, tmp_path: Path) -> None:
     about = context()
     data = Recorded([output(seen, decoded(seen, 1))], about)
     with pytest.raises(ContractError, match="PicturePanels needs generated, but Replay does not give it in test"):
-        trainer(tmp_path, PicturePanels()).test(Replay(about.layout, frozenset({"image"})), datamodule=data)
+        short_trainer(tmp_path, PicturePanels()).test(Replay(about.layout, frozenset({"image"})), datamodule=data)
     wrong = output(seen, decoded(seen, 1), **{"noise.generated": torch.zeros(12, 1, 3, 8, 8)})
     with pytest.raises(DataError, match=r"noise.generated must be uint8"):
         PicturePanels()._keep(wrong)

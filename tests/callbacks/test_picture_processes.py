@@ -12,10 +12,9 @@ from PIL import Image
 
 from callbacks import FrechetInception, PictureNetwork, PicturePanels, PictureScores, Reliability, RunRecord, load_part
 from contracts import Output, ScoreContext
-from tests.callbacks.pictures import Net, Recorded, Replay, context, decoded, grey_mean, output, photographs, trainer
-from tests.experiments.launching import launch
-
-ROOT = Path(__file__).parents[2]
+from tests.callbacks.pictures import Net, Recorded, Replay, context, decoded, grey_mean, output, photographs
+from tests.lightning_modules.fitting import short_trainer
+from tests.lightning_modules.processes import both_ways
 
 
 def everything() -> tuple[list[Output], ScoreContext]:
@@ -51,26 +50,14 @@ def scored(folder: Path, devices: int) -> None:
     ]
     names = frozenset(people[0])
     options: dict[str, Any] = {"strategy": "ddp", "devices": devices} if devices > 1 else {}
-    run = trainer(folder, *callbacks, **options)
+    run = short_trainer(folder, *callbacks, **options)
     for command in (run.validate, run.test):
         command(Replay(about.layout, names), datamodule=Recorded(people, about, batch_size=2), verbose=False)
 
 
 @pytest.mark.filterwarnings("ignore:FID of sub")
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    scored(one, 1)
-    two.mkdir()
-    script = two / "driver.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\n"
-        "from tests.callbacks.test_picture_processes import scored\n"
-        "if __name__ == '__main__':\n"
-        f"    scored(Path({str(two)!r}), 2)\n"
-    )
-    launch(two, [str(script)], timeout=180)
+    one, two = both_ways(scored, tmp_path)
     for name in ("scores.json", "scores_validation.json"):
         ours, theirs = (json.loads((folder / name).read_text()) for folder in (two, one))
         assert len(ours) == len(theirs) > 20

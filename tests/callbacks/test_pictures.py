@@ -17,18 +17,8 @@ from callbacks.metrics import class_scores, pixel_correlation, ssim
 from callbacks.perceptual import build_perceptual
 from contracts import ContractError, DataError, Gallery
 from experiments import arguments
-from tests.callbacks.pictures import (
-    Net,
-    Recorded,
-    Replay,
-    context,
-    decoded,
-    grey_mean,
-    output,
-    part_of,
-    photographs,
-    trainer,
-)
+from tests.callbacks.pictures import Net, Recorded, Replay, context, decoded, grey_mean, output, part_of, photographs
+from tests.lightning_modules.fitting import short_trainer
 
 
 def named(scores: list[Score], name: str, gallery: str = "") -> Score:
@@ -246,7 +236,7 @@ def test_runs_in_validation_without_resampling(seen: Tensor, made: Tensor, tmp_p
     about = context(embed=grey_mean)
     data = Recorded([output(seen, made)], about)
     callback = PictureScores()
-    run = trainer(tmp_path, callback)
+    run = short_trainer(tmp_path, callback)
     run.validate(Replay(about.layout, frozenset({"image", "generated"})), datamodule=data, verbose=False)
     values = {score.name: score.value for score in callback.scores if score.gallery in ("", "pixels (8)")}
     logged = {name: float(value) for name, value in run.callback_metrics.items()}
@@ -256,10 +246,12 @@ def test_runs_in_validation_without_resampling(seen: Tensor, made: Tensor, tmp_p
     # a stage that generates in tests only is validated without these scores
     test_only = Replay(about.layout, frozenset({"image", "generated"}), steps=("test",))
     callback = PictureScores()
-    trainer(tmp_path, callback, limit_train_batches=1).fit(test_only, datamodule=data)
+    short_trainer(tmp_path, callback, limit_train_batches=1).fit(test_only, datamodule=data)
     assert callback.part is None
     with pytest.raises(ContractError, match="PictureScores needs generated, but Replay gives only image in test"):
-        trainer(tmp_path, callback).test(Replay(about.layout, frozenset({"image"})), datamodule=data, verbose=False)
+        short_trainer(tmp_path, callback).test(
+            Replay(about.layout, frozenset({"image"})), datamodule=data, verbose=False
+        )
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,8 @@ from torch import Tensor
 from callbacks import PictureScores, Reliability, Score, load_part, save_part
 from callbacks.reliability import diversity
 from contracts import Output
-from tests.callbacks.pictures import (
-    Recorded,
-    Replay,
-    context,
-    decoded,
-    grey_mean,
-    output,
-    part_of,
-    photographs,
-    trainer,
-)
+from tests.callbacks.pictures import Recorded, Replay, context, decoded, grey_mean, output, part_of, photographs
+from tests.lightning_modules.fitting import short_trainer
 
 NUMBER = 24
 
@@ -164,7 +155,7 @@ def test_pictures_are_embedded_once_for_all_scores(seen: Tensor, tmp_path: Path)
     about = context(embed=embed)
     both = (PictureScores(scores=["embedding"]), Reliability(permutations=9, bootstraps=9))
     data = Recorded([outputs], about, batch_size=8)
-    trainer(tmp_path, *both).test(Replay(about.layout, names), datamodule=data, verbose=False)
+    short_trainer(tmp_path, *both).test(Replay(about.layout, names), datamodule=data, verbose=False)
     # what was seen, and 3 pictures of each sample from recordings and three conditions
     assert sum(embedded) == len(seen) * (1 + 4 * 3)
     found = [by_name(callback.scores) for callback in both]

@@ -12,7 +12,8 @@ from torch import Tensor
 from callbacks import Part, ScoreCallback
 from callbacks.metrics.gather import Outputs
 from contracts import ContractError, Output, Score
-from tests.callbacks.pictures import Recorded, Replay, context, trainer
+from tests.callbacks.pictures import Recorded, Replay, context
+from tests.lightning_modules.fitting import short_trainer
 
 
 class Keeps(ScoreCallback):
@@ -37,7 +38,7 @@ def rows(number: int, **more: Tensor) -> Output:
 def kept(callback: ScoreCallback, outputs: Output, folder: Path) -> Output:
     about = context()
     names = frozenset({"latent"})
-    trainer(folder, callback).test(
+    short_trainer(folder, callback).test(
         Replay(about.layout, names), datamodule=Recorded([outputs], about, batch_size=2), verbose=False
     )
     assert callback.part is not None

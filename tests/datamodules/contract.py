@@ -1,4 +1,4 @@
-"""What every data set promises, whatever it reads: inherit ``DataModuleContract`` and give ``make``."""
+"""What every data set promises, whatever it reads: inherit ``DataModuleContract`` and give ``kind`` or ``make``."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ from datamodules import BrainDataModule, EmbeddingOptions, LoaderOptions, Sample
 from datamodules.core.features import FeatureBank
 from datamodules.core.sampler import BatchSampler
 from datamodules.core.targets import fit_target
+from tests.datamodules.reference import SPLITS, reference_samples
 
 Array = np.ndarray[Any, Any]
-SPLITS = ("train", "validation", "test")
 REPOSITORY = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("NEUROALIGN_SHARED", REPOSITORY.parent / "shared" / "data"))
 SMALL_PIXELS = EmbeddingOptions(image_size=8)
@@ -63,41 +63,24 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in sorted(folder.rglob("*")) if path.suffix != ".lock"]
 
 
-def reference_samples(data: BrainDataModule, subject: str) -> dict[str, tuple[Array, Array]]:
-    """Signals and stimuli of each split, computed from the raw store in float64 by the documented order."""
-    options = data.samples
-    trials = data.trials[data.trials["subject"] == subject]
-    raw = np.asarray(data.store.signals(subject), np.float64)[trials["index"]]
-    side, number = trials["side"].to_numpy(), trials["number"].to_numpy()
-    if options.cleaning != "none":
-        place = trials["session"].to_numpy(object)
-        if options.cleaning == "zscore_run":
-            place = place + "|" + trials["run"].to_numpy(object)
-        for name in set(place):
-            used = (place == name) & ((side == "train") | ((options.cleaning_fit == "all") & (side != "")))
-            # of a session in which everything is left out nothing is looked at
-            if used.any():
-                raw[place == name] = (raw[place == name] - raw[used].mean(axis=0)) / raw[used].std(axis=0)
-    result = {}
-    for split in SPLITS:
-        average = options.average_train if split == "train" else options.average_test
-        signal, stimulus = [], []
-        for picture in dict.fromkeys(number[side == split].tolist()):
-            rows = np.flatnonzero((side == split) & (number == picture))
-            size = len(rows) if average == "all" else average
-            for start in range(0, len(rows), size):
-                signal.append(raw[rows[start : start + size]].mean(axis=0))
-                stimulus.append(picture)
-        result[split] = np.array(signal), np.array(stimulus)
-    mean, std = result["train"][0].mean(axis=0), result["train"][0].std(axis=0)
-    if options.normalise == "zscore":
-        result = {name: ((x - mean) / std if len(x) else x, y) for name, (x, y) in result.items()}
-    return result
+def assert_recorded(batch: Batch, layout: Layout) -> None:
+    """Signals of people of one layout, and a number of each kind for every sample."""
+    size = len(batch["row"])
+    people = {layout["subjects"][number] for number in batch["subject"].tolist()}
+    shapes = {tuple(layout["shape"][name]) for name in people}
+    assert len(shapes) == 1, "people of different layouts share a batch"
+    assert batch["signal"].shape == (size, *shapes.pop())
+    assert batch["signal"].dtype == torch.float32
+    assert torch.isfinite(batch["signal"]).all()
+    for name in ("stimulus", "label", "subject", "row"):
+        assert batch[name].dtype == torch.int64
+        assert batch[name].shape == (size,)
 
 
 class DataModuleContract(ABC):
-    """Inherited by the test class of every data set; ``split`` is a division that the data set allows."""
+    """Inherited by the test class of every data set, its ``kind``; ``split`` is a division that the data set allows."""
 
+    kind: ClassVar[type[BrainDataModule]]
     split: ClassVar[SplitOptions] = SplitOptions()
 
     @classmethod
@@ -105,9 +88,9 @@ class DataModuleContract(ABC):
     def write(cls, root: Path) -> None:
         """Write the raw files below ``root``, or skip where the recordings are absent."""
 
-    @abstractmethod
     def make(self, root: Path, **options: Any) -> BrainDataModule:
         """Return the datamodule of the raw files below ``root``, with the base class's options."""
+        return self.kind(str(root), **options)
 
     def real(self, stores: Path) -> BrainDataModule:
         """Return the datamodule whose declared facts are to be checked, or skip."""
@@ -138,18 +121,10 @@ class DataModuleContract(ABC):
         data = self.open(root)
         layout = data.layout
         for batch in batches(data, split):
-            size = len(batch["row"])
+            assert_recorded(batch, layout)
             assert set(batch) == {"signal", "embedding", "stimulus", "label", "subject", "row"}
-            people = {layout["subjects"][number] for number in batch["subject"].tolist()}
-            shapes = {tuple(layout["shape"][name]) for name in people}
-            assert len(shapes) == 1, "people of different layouts share a batch"
-            assert batch["signal"].shape == (size, *shapes.pop())
-            assert batch["signal"].dtype == batch["embedding"].dtype == torch.float32
-            assert batch["embedding"].shape == (size, layout["embedding_width"])
-            for name in ("stimulus", "label", "subject", "row"):
-                assert batch[name].dtype == torch.int64
-                assert batch[name].shape == (size,)
-            assert torch.isfinite(batch["signal"]).all()
+            assert batch["embedding"].dtype == torch.float32
+            assert batch["embedding"].shape == (len(batch["row"]), layout["embedding_width"])
             assert torch.isfinite(batch["embedding"]).all()
             assert 0 <= batch["stimulus"].min() <= batch["stimulus"].max() < len(data.store.stimuli)
             assert NO_LABEL <= batch["label"].min() <= batch["label"].max() < len(layout["classes"])

@@ -1,9 +1,8 @@
-import io
-import os
-import pickle
+"""``BOLD5000``: what is written is what is read, what published code reads, and what is refused."""
+
+import functools
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +10,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from contracts import DataError
 from datamodules import BrainDataModule, SampleOptions, SplitOptions
 from datamodules.bold5000 import BOLD5000, read_names
-from datamodules.core.restricted_pickle import load_image_dict
-from tests.datamodules.contract import SHARED, SMALL_PIXELS, DataModuleContract, everything, leftovers, real_root
+from tests.datamodules import opening
+from tests.datamodules.contract import SHARED, DataModuleContract, everything, real_root
 from tests.formats import bold5000 as format
 
 Array = np.ndarray[Any, Any]
@@ -23,31 +21,16 @@ PICTURES = format.PRESENTED / "img_dict.npy"
 BETA = format.BETAS / "CSI1_GLMbetas-TYPED-FITHRF-GLMDENOISE-RR_allses_LHEarlyVis.npy"
 
 
-def opened(root: Path, **options: Any) -> BOLD5000:
-    usual: dict[str, Any] = {"split": SplitOptions(validation=0.0), "embedding": SMALL_PIXELS}
-    return BOLD5000(str(root), stores=str(root.parent / "stores"), **(usual | options))
-
-
-def refused(root: Path, **options: Any) -> str:
-    with pytest.raises(DataError) as raised:
-        opened(root, **options).store  # noqa: B018
-    assert not leftovers(root.parent / "stores")
-    return str(raised.value)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "raw"
+opened = functools.partial(opening.opened, BOLD5000)
+refused = functools.partial(opening.refused, opened)
 
 
 # ---- contract --------------------------------------------------------------------------------------
 
 
 class Contract(DataModuleContract):
+    kind = BOLD5000
     split: ClassVar[SplitOptions] = SplitOptions(validation=0.25)
-
-    def make(self, root: Path, **options: Any) -> BrainDataModule:
-        return BOLD5000(str(root), **options)
 
 
 class TestRunsAndPickledPictures(Contract):
@@ -152,13 +135,7 @@ def test_regions_may_be_absent_where_that_is_declared(root: Path) -> None:
 
 def test_published_loader_returns_the_same(tmp_path: Path) -> None:
     golden = real_root("golden/published_loaders.safetensors") / "published_loaders.safetensors"
-    data = BOLD5000(
-        str(SHARED / "golden" / "layouts"),
-        stores=str(tmp_path),
-        split=SplitOptions(validation=0.0),
-        samples=SampleOptions(normalise="mindvis"),
-        embedding=SMALL_PIXELS,
-    )
+    data = opened(golden.parent / "layouts", stores=str(tmp_path), samples=SampleOptions(normalise="mindvis"))
     (train,), (test,) = everything(data, "train"), everything(data, "test")
     with safe_open(golden, "numpy") as file:
         for split, batch in (("train", train), ("test", test)):
@@ -277,172 +254,9 @@ def test_a_picture_that_is_missing_is_named(root: Path, pictures: str) -> None:
     assert f"no pictures in {root / format.PRESENTED}" in refused(root)
 
 
-# ---- the pickled dict ------------------------------------------------------------------------------
-
-
-class Bomb:
-    """A pickle that makes a folder when it is loaded."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.makedirs, (str(self.marker),)
-
-
-class Crafted:
-    """Pickled as whatever ``__reduce__`` is to return."""
-
-    def __init__(self, *reduced: Any) -> None:
-        self.reduced = reduced
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.reduced
-
-
-PICTURE = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
-
-
-def save(path: Path, content: Any, *, protocol: int | None = None) -> Path:
-    """Write what ``numpy.save`` writes for an object, or the same with another protocol."""
-    if protocol is None:
-        np.save(path, content, allow_pickle=True)
-        return path
-    array = np.empty((), object)
-    array[()] = content
-    with path.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, {"descr": "|O", "fortran_order": False, "shape": ()})
-        pickle.dump(array, stream, protocol=protocol)
-    return path
-
-
-@pytest.mark.parametrize("protocol", [None, 3, 4])
-def test_pickled_pictures_are_read(tmp_path: Path, protocol: int | None) -> None:
-    columns = np.asfortranarray(PICTURE)
-    content = {"a.jpg": PICTURE, "b.jpg": columns, "c.jpg": PICTURE[:, ::-1], "d.jpg": PICTURE}
-    found = load_image_dict(save(tmp_path / "img_dict.npy", content, protocol=protocol))
-    assert list(found) == list(content)
-    for name, picture in content.items():
-        assert found[name].dtype == np.uint8
-        np.testing.assert_array_equal(found[name], picture)
-
-
-def test_names_of_numpy_1_and_2_are_known(tmp_path: Path) -> None:
-    path = save(tmp_path / "img_dict.npy", {"a": PICTURE}, protocol=3)
-    content = path.read_bytes()
-    assert content.count(b"numpy._core.multiarray") == 1
-    path.write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    np.testing.assert_array_equal(load_image_dict(path)["a"], PICTURE)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        lambda bomb: {"a": PICTURE, "b": bomb},
-        lambda bomb: {bomb: PICTURE},
-        lambda bomb: {"a": np.array([bomb], object)},
-        lambda bomb: {"a": np.array([(1, bomb)], [("x", int), ("y", object)])},
-        lambda bomb: {"a": [bomb]},
-        lambda bomb: bomb,
-    ],
-)
-def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, content: Callable[[Bomb], Any]) -> None:
-    marker = tmp_path / "marker"
-    path = save(tmp_path / "img_dict.npy", content(Bomb(marker)))
-    with pytest.raises(DataError, match=r"img_dict\.npy .*os\.makedirs.*never executed"):
-        load_image_dict(path)
-    assert not marker.exists()
-    # it would have
-    np.load(path, allow_pickle=True)
-    assert marker.exists()
-
-
-@pytest.mark.parametrize(
-    "function", [eval, exec, getattr, __import__, np.load, np.frombuffer, np.fromfile, np.dtypes.UInt8DType, io.BytesIO]
-)
-def test_no_function_is_handed_to_the_file(tmp_path: Path, function: Any) -> None:
-    with pytest.raises(DataError, match=r"it wants .*never executed"):
-        load_image_dict(save(tmp_path / "img_dict.npy", {"a": Crafted(function, ("0",))}))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [b"numpy\nload", b"numpy.core.multiarray\nfromfile", b"numpy\ndtype.__class__", b"os\nsystem", b"\n", b"numpy\n"],
-)
-def test_no_other_name_is_found(tmp_path: Path, name: bytes) -> None:
-    path = tmp_path / "img_dict.npy"
-    for prefix in (b"", b"\x80\x04"):
-        with path.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, {"descr": "|O", "fortran_order": False, "shape": ()})
-            stream.write(prefix + b"c" + name + b"\n.")
-        with pytest.raises(DataError, match="never executed"):
-            load_image_dict(path)
-
-
-def state(shape: Any, code: str, data: Any) -> Any:
-    """An array whose pickled state says what it likes."""
-    return Crafted(PICTURE.__reduce__()[0], (np.ndarray, (0,), b"b"), (1, shape, np.dtype(code), False, data))
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ({"a": PICTURE.astype(np.float32)}, r"picture 'a': expected uint8 \(H, W, 3\), found f4 \(8, 6, 3\)"),
-        ({"a": PICTURE.astype(np.int8)}, r"picture 'a': .* found i1"),
-        ({"a": PICTURE[..., 0]}, r"picture 'a': .* found u1 \(8, 6\)"),
-        ({"a": PICTURE[..., :2]}, r"picture 'a': .* found u1 \(8, 6, 2\)"),
-        ({"a": np.array([PICTURE, None], object)}, r"picture 'a': .* found O8 \(2,\)"),
-        ({"a": [1, 2]}, r"picture 'a': .* found a list"),
-        ({"a": None}, r"picture 'a': .* found a NoneType"),
-        ({3: PICTURE}, "names of pictures must be text, found int"),
-        ([PICTURE], "expected one pickled dict|found an array"),
-        ("text", "found"),
-        ({"a": state((8, 6, 3), "u1", b"short")}, "picture 'a': expected 144 bytes, found 5"),
-        ({"a": state((10**9, 10**9, 3), "u1", b"short")}, "expected 3000000000000000000 bytes, found 5"),
-        ({"a": state((-1, -1, 3), "u1", b"abc")}, r"found u1 \(-1, -1, 3\)"),
-        ({"a": state((8, 6, 3), "O", b"\x00" * 144)}, "found O8"),
-        ({"a": state([8, 6, 3], "u1", b"\x00" * 144)}, "found u1"),
-        ({"a": state((8, 6, 3), "u1", "text")}, "expected 144 bytes, found -1"),
-        ({"a": Crafted(np.dtype, ("u1", False, True))}, "found a PickledDtype"),
-        ({"a": Crafted(np.ndarray, ((2,), "O"))}, "cannot read .*never executed"),
-        ({"a": np.ndarray}, "found a Inert"),
-    ],
-)
-def test_other_pickles_are_refused(tmp_path: Path, content: Any, expected: str) -> None:
-    with pytest.raises(DataError, match=expected) as raised:
-        load_image_dict(save(tmp_path / "img_dict.npy", content))
-    assert "img_dict.npy" in str(raised.value)
-
-
-def test_a_plain_array_is_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "img_dict.npy", PICTURE)
-    with pytest.raises(DataError, match=r"expected one pickled dict of pictures, found an array uint8 \(8, 6, 3\)"):
-        load_image_dict(tmp_path / "img_dict.npy")
-    with pytest.raises(DataError, match="no file"):
-        load_image_dict(tmp_path / "absent.npy")
-
-
 @pytest.mark.parametrize("share", [0, 0.01, 0.05, 0.1, 0.3, 0.6, 0.9, 0.999])
 def test_a_truncated_dict_is_refused(root: Path, share: float) -> None:
     format.write(root)
     content = (root / PICTURES).read_bytes()
     (root / PICTURES).write_bytes(content[: int(share * len(content))])
     assert f"cannot read {root / PICTURES}" in refused(root)
-
-
-def test_damaged_bytes_never_end_in_another_error(tmp_path: Path) -> None:
-    path = save(tmp_path / "img_dict.npy", {"a": PICTURE, "b": PICTURE + 1})
-    content, random = path.read_bytes(), np.random.default_rng(0)
-    read = 0
-    for _ in range(500):
-        damaged = bytearray(content)
-        for place in random.integers(0, len(content), 3):
-            damaged[place] = random.integers(256)
-        path.write_bytes(damaged)
-        try:
-            pictures = load_image_dict(path)
-        except DataError:
-            continue
-        assert all(picture.dtype == np.uint8 and picture.ndim == 3 for picture in pictures.values())
-        read += 1
-    assert 0 < read < 500

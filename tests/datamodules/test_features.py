@@ -1,5 +1,4 @@
 import hashlib
-import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from contracts import DataError
 from datamodules import EmbeddingOptions
 from datamodules.core.features import FeatureBank, build_embedder, pool
+from tests.datamodules.small_clip import known_to_open_clip
 from tests.formats.recording import pictures
 
 Array = np.ndarray[Any, Any]
@@ -150,21 +150,13 @@ def test_random_weights_are_the_same_each_time_and_leave_the_random_state_alone(
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Name of a CLIP model that is small enough for a test."""
-    import open_clip
-    from open_clip import factory
-
-    name = "tiny-test-clip"
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32},
         "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
     }
-    file = tmp_path_factory.mktemp("clip") / f"{name}.json"
-    file.write_text(json.dumps(config))
-    open_clip.add_model_config(file)
-    yield name
-    factory._MODEL_CONFIG_PATHS.remove(file)
-    factory._rescan_model_configs()
+    with known_to_open_clip(tmp_path_factory.mktemp("clip") / "tiny-test-clip.json", config) as name:
+        yield name
 
 
 @pytest.mark.parametrize("local", [False, True])

@@ -12,7 +12,8 @@ from contracts import DataError
 from datamodules import BrainDataModule, EmbeddingOptions, SplitOptions
 from datamodules.core.timeseries import TimeSeriesOptions
 from datamodules.haxby2001 import CATEGORIES, Haxby2001
-from tests.datamodules.contract import SPLITS, DataModuleContract, everything, leftovers, real_root
+from tests.datamodules.contract import SPLITS, DataModuleContract, everything, real_root
+from tests.datamodules.opening import refused_saying
 from tests.datamodules.test_timeseries import ContractWithoutPictures
 from tests.formats import haxby2001 as format
 
@@ -221,28 +222,20 @@ def test_the_real_runs_in_the_layout_of_openfmri_are_the_same(tmp_path: Path) ->
 # ---- bad input -----------------------------------------------------------------------------------
 
 
-def refused(data: Haxby2001, *expected: str) -> None:
-    with pytest.raises(DataError) as raised:
-        data.store  # noqa: B018
-    for part in expected:
-        assert part in str(raised.value)
-    assert not leftovers(data.stores)
-
-
 @pytest.mark.parametrize("name", ["bold.nii.gz", "mask.nii.gz"])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.99])
 def test_a_truncated_image(tmp_path: Path, name: str, share: float) -> None:
     format.write(tmp_path)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
-    refused(haxby(tmp_path), "cannot read", name, "truncated")
+    refused_saying(haxby(tmp_path), "cannot read", name, "truncated")
 
 
 def test_labels_of_other_length_than_the_volumes(tmp_path: Path) -> None:
     format.write(tmp_path)
     table = tmp_path / "attributes.txt"
     table.write_text("\n".join(table.read_text().splitlines()[:-3]))
-    refused(haxby(tmp_path), "attributes.txt labels 249 volumes", "bold.nii.gz holds 252")
+    refused_saying(haxby(tmp_path), "attributes.txt labels 249 volumes", "bold.nii.gz holds 252")
 
 
 @pytest.mark.parametrize("line", ["9 0", "dog 0", "1", "1 0 0", "-1 0", "1.0 0"])
@@ -250,7 +243,7 @@ def test_wrong_lines_of_the_table(tmp_path: Path, line: str) -> None:
     format.write(tmp_path)
     table = tmp_path / "attributes.txt"
     table.write_text("\n".join([line, *table.read_text().splitlines()[1:]]))
-    refused(haxby(tmp_path), "attributes.txt", f"found {line!r}", "0 to 8")
+    refused_saying(haxby(tmp_path), "attributes.txt", f"found {line!r}", "0 to 8")
 
 
 def test_runs_that_are_torn(tmp_path: Path) -> None:
@@ -258,23 +251,23 @@ def test_runs_that_are_torn(tmp_path: Path) -> None:
     table = tmp_path / "attributes.txt"
     lines = table.read_text().splitlines()
     table.write_text("\n".join([*lines[10:], *lines[:10]]))
-    refused(haxby(tmp_path), "volumes of one run must follow each other")
+    refused_saying(haxby(tmp_path), "volumes of one run must follow each other")
 
 
 def test_masks_of_another_shape_or_empty(tmp_path: Path) -> None:
     format.write(tmp_path)
     format.save(tmp_path / "mask.nii.gz", np.ones((4, 5, 1), np.int16))
-    refused(haxby(tmp_path), "mask.nii.gz", "(4, 6, 1)", "(4, 5, 1)")
+    refused_saying(haxby(tmp_path), "mask.nii.gz", "(4, 6, 1)", "(4, 5, 1)")
     format.save(tmp_path / "mask.nii.gz", np.zeros((4, 6, 1), np.int16))
-    refused(haxby(tmp_path), "no voxel in the mask")
+    refused_saying(haxby(tmp_path), "no voxel in the mask")
 
 
 def test_images_without_time(tmp_path: Path) -> None:
     format.write(tmp_path)
     format.save(tmp_path / "bold.nii.gz", format.volumes(6), tr=0.0)
-    refused(haxby(tmp_path), "bold.nii.gz", "pixdim[4] is 0")
+    refused_saying(haxby(tmp_path), "bold.nii.gz", "pixdim[4] is 0")
     format.save(tmp_path / "bold.nii.gz", format.mask())
-    refused(haxby(tmp_path), "bold.nii.gz", "4 axes", "(4, 6, 1)")
+    refused_saying(haxby(tmp_path), "bold.nii.gz", "4 axes", "(4, 6, 1)")
 
 
 @pytest.mark.parametrize(
@@ -294,14 +287,14 @@ def test_damaged_openfmri(tmp_path: Path, file: str, content: str | None, expect
     format.write_openfmri(tmp_path / "openfmri")
     path = tmp_path / "openfmri" / file
     path.unlink() if content is None else path.write_text(content)
-    refused(haxby(tmp_path, openfmri="openfmri", mask="masks/slice.nii.gz"), *expected)
+    refused_saying(haxby(tmp_path, openfmri="openfmri", mask="masks/slice.nii.gz"), *expected)
 
 
 def test_no_openfmri_there(tmp_path: Path) -> None:
     format.write_openfmri(tmp_path / "openfmri")
-    refused(haxby(tmp_path, openfmri="openfmri", mask="masks/vt.nii.gz"), "no file", "vt.nii.gz")
+    refused_saying(haxby(tmp_path, openfmri="openfmri", mask="masks/vt.nii.gz"), "no file", "vt.nii.gz")
     shutil.rmtree(tmp_path / "openfmri" / "sub001")
-    refused(haxby(tmp_path, openfmri="openfmri"), "no sub*/BOLD/task001_run*")
+    refused_saying(haxby(tmp_path, openfmri="openfmri"), "no sub*/BOLD/task001_run*")
 
 
 @pytest.mark.parametrize(

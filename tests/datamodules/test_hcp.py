@@ -16,7 +16,8 @@ from contracts import DataError
 from datamodules import BrainDataModule, LoaderOptions, SampleOptions, SplitOptions, Trials
 from datamodules.core.timeseries import TimeSeriesOptions
 from datamodules.hcp import HCP
-from tests.datamodules.contract import everything, leftovers, real_root
+from tests.datamodules.contract import everything, real_root
+from tests.datamodules.opening import refused_saying
 from tests.datamodules.test_timeseries import ContractWithoutPictures
 from tests.formats import hcp as format
 
@@ -64,14 +65,6 @@ def hcp(folder: Path, **options: Any) -> HCP:
 
 def cifti(folder: Path, **options: Any) -> HCP:
     return hcp(folder, dlabel=str(folder / "areas.dlabel.nii"), **{"time_series": VOLUMES} | options)
-
-
-def refused(data: HCP, *expected: str) -> None:
-    with pytest.raises(DataError) as raised:
-        data.store  # noqa: B018
-    for part in expected:
-        assert part in str(raised.value)
-    assert not leftovers(data.stores)
 
 
 # ---- areas of the .npz files ---------------------------------------------------------------------
@@ -258,21 +251,21 @@ def test_memory_of_a_conversion_does_not_grow_with_the_people(tmp_path: Path) ->
 
 
 def test_nothing_there_says_where_to_register(tmp_path: Path) -> None:
-    refused(hcp(tmp_path), "no <person>/HCP_visual_voxel.npz", "https://balsa.wustl.edu", "register")
-    refused(hcp(tmp_path / "nowhere"), "register")
+    refused_saying(hcp(tmp_path), "no <person>/HCP_visual_voxel.npz", "https://balsa.wustl.edu", "register")
+    refused_saying(hcp(tmp_path / "nowhere"), "register")
 
 
 def test_each_layout_names_the_option_that_reads_the_other(tmp_path: Path) -> None:
     format.write_dtseries(tmp_path / "cifti")
-    refused(hcp(tmp_path / "cifti"), "There are CIFTI files", "--data.init_args.dlabel")
+    refused_saying(hcp(tmp_path / "cifti"), "There are CIFTI files", "--data.init_args.dlabel")
     format.write_npz(tmp_path / "npz")
     format.write_dlabel(tmp_path / "npz" / "areas.dlabel.nii")
-    refused(cifti(tmp_path / "npz"), "There are HCP_visual_voxel.npz files")
+    refused_saying(cifti(tmp_path / "npz"), "There are HCP_visual_voxel.npz files")
 
 
 def test_a_missing_parcellation(tmp_path: Path) -> None:
     format.write_dtseries(tmp_path)
-    refused(cifti(tmp_path), "no file", "areas.dlabel.nii")
+    refused_saying(cifti(tmp_path), "no file", "areas.dlabel.nii")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9, 0.999])
@@ -286,29 +279,29 @@ def test_truncated_cifti(tmp_path: Path, kind: str, share: float, parcels: bool)
     # the end holds voxels of the accumbens, which are not read
     size = int(len(whole) * share)
     path.write_bytes(whole[:size])
-    refused(cifti(tmp_path, parcels=parcels), "cannot read", path.name, f"({size} bytes)", "truncated")
+    refused_saying(cifti(tmp_path, parcels=parcels), "cannot read", path.name, f"({size} bytes)", "truncated")
 
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:
     format.write_dtseries(tmp_path)
     format.write_dlabel(tmp_path / "areas.dlabel.nii")
     series = next(tmp_path.rglob("*.dtseries.nii"))
-    refused(hcp(tmp_path, dlabel=str(series)), "expected a CIFTI image of LabelAxis", "found SeriesAxis")
+    refused_saying(hcp(tmp_path, dlabel=str(series)), "expected a CIFTI image of LabelAxis", "found SeriesAxis")
     image = nibabel.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4))  # type: ignore[no-untyped-call]
     nibabel.save(image, tmp_path / "volume.nii")
-    refused(hcp(tmp_path, dlabel=str(tmp_path / "volume.nii")), "volume.nii", "found another image")
+    refused_saying(hcp(tmp_path, dlabel=str(tmp_path / "volume.nii")), "volume.nii", "found another image")
     series.write_bytes((tmp_path / "areas.dlabel.nii").read_bytes())
-    refused(cifti(tmp_path), series.name, "expected a CIFTI image of SeriesAxis", "found LabelAxis")
+    refused_saying(cifti(tmp_path), series.name, "expected a CIFTI image of SeriesAxis", "found LabelAxis")
 
 
 def test_areas_that_are_not_there(tmp_path: Path) -> None:
     format.write_dtseries(tmp_path)
     format.write_dlabel(tmp_path / "areas.dlabel.nii")
-    refused(cifti(tmp_path, areas=["V1", "V8"]), "no area 'L_V8'", "R_V1")
+    refused_saying(cifti(tmp_path, areas=["V1", "V8"]), "no area 'L_V8'", "R_V1")
     models = cifti2_axes.BrainModelAxis.from_surface(np.arange(5), format.VERTICES, name=format.LEFT)
     for path in tmp_path.rglob("*.dtseries.nii"):
         format.save_series(path, np.zeros((20, 5), np.float32), models)
-    refused(cifti(tmp_path), "no grayordinates of V2, V3, V4")
+    refused_saying(cifti(tmp_path), "no grayordinates of V2, V3, V4")
 
 
 def test_versions_of_one_run(tmp_path: Path) -> None:
@@ -316,7 +309,7 @@ def test_versions_of_one_run(tmp_path: Path) -> None:
     format.write_dlabel(tmp_path / "areas.dlabel.nii")
     path = next(tmp_path.rglob("*.dtseries.nii"))
     (path.parent / "rfMRI_REST1_LR_Atlas.dtseries.nii").write_bytes(path.read_bytes())
-    refused(cifti(tmp_path), "two versions of run rfMRI_REST1_LR", "--data.init_args.dtseries")
+    refused_saying(cifti(tmp_path), "two versions of run rfMRI_REST1_LR", "--data.init_args.dtseries")
 
 
 def test_another_repetition_time(tmp_path: Path) -> None:
@@ -324,13 +317,13 @@ def test_another_repetition_time(tmp_path: Path) -> None:
     format.write_dtseries(tmp_path / "other", people=2, step=1.0)
     (tmp_path / "other" / "101").rename(tmp_path / "101")
     format.write_dlabel(tmp_path / "areas.dlabel.nii")
-    refused(cifti(tmp_path), "one volume in 1 s", "0.72 s")
+    refused_saying(cifti(tmp_path), "one volume in 1 s", "0.72 s")
 
 
 def test_people_with_other_numbers_of_voxels(tmp_path: Path) -> None:
     format.write_npz(tmp_path, people=2)
     np.savez(tmp_path / "101" / "HCP_visual_voxel.npz", **format.arrays(1, sizes=format.SIZES | {"V2": 8}))
-    refused(hcp(tmp_path, pad_to_multiple=16), "101", "'V2': 8", "'V2': 7", "same grayordinates")
+    refused_saying(hcp(tmp_path, pad_to_multiple=16), "101", "'V2': 8", "'V2': 7", "same grayordinates")
 
 
 @pytest.mark.parametrize(
@@ -348,7 +341,7 @@ def test_npz_with_other_content(tmp_path: Path, change: dict[str, Any], expected
     format.write_npz(tmp_path, people=1)
     content = {key: value for key, value in (format.arrays(0) | change).items() if value is not None}
     np.savez(tmp_path / "100" / "HCP_visual_voxel.npz", **content)
-    refused(hcp(tmp_path), "HCP_visual_voxel.npz", *expected)
+    refused_saying(hcp(tmp_path), "HCP_visual_voxel.npz", *expected)
 
 
 class Canary:
@@ -365,9 +358,9 @@ def test_pickles_are_not_executed(tmp_path: Path) -> None:
     path = tmp_path / "100" / "HCP_visual_voxel.npz"
     objects = np.array([Canary(canary)], object)
     np.savez(path, allow_pickle=True, **format.arrays(0) | {"V2": objects})
-    refused(hcp(tmp_path), "cannot read", "pickled objects")
+    refused_saying(hcp(tmp_path), "cannot read", "pickled objects")
     path.write_bytes(pickle.dumps(Canary(canary)))
-    refused(hcp(tmp_path), "cannot read")
+    refused_saying(hcp(tmp_path), "cannot read")
     assert not canary.exists()
 
 
@@ -376,7 +369,7 @@ def test_a_truncated_npz(tmp_path: Path) -> None:
     path = tmp_path / "100" / "HCP_visual_voxel.npz"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    refused(hcp(tmp_path), "cannot read", "HCP_visual_voxel.npz")
+    refused_saying(hcp(tmp_path), "cannot read", "HCP_visual_voxel.npz")
 
 
 @pytest.mark.parametrize(

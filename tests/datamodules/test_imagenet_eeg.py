@@ -1,3 +1,4 @@
+import functools
 import logging
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from contracts import DataError
 from datamodules import BrainDataModule, EmbeddingOptions, ImageNetEEG, SampleOptions, SplitOptions, ViewOptions
+from tests.datamodules import opening
 from tests.datamodules.contract import SMALL_PIXELS, DataModuleContract, everything, leftovers, real_root
 from tests.formats import imagenet_eeg as format
 
@@ -30,11 +32,7 @@ def without_images(root: Path, **options: Any) -> ImageNetEEG:
     return opened(root, **({"images": None, "embedding": CLASSES} | options))
 
 
-def refused(root: Path, **options: Any) -> str:
-    with pytest.raises(DataError) as raised:
-        without_images(root, **options).store  # noqa: B018
-    assert not leftovers(root.parent / "stores")
-    return str(raised.value)
+refused = functools.partial(opening.refused, without_images)
 
 
 def of(content: format.Experiment, subject: str, *, without: tuple[int, ...] = ()) -> list[dict[str, Any]]:
@@ -47,21 +45,14 @@ def cut(entries: list[dict[str, Any]], first: int = 20, end: int = 460) -> Array
     return np.stack([entry["eeg"][:, first:end].numpy() for entry in entries])
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "raw"
-
-
 class TestContract(DataModuleContract):
+    kind = ImageNetEEG
     split: ClassVar[SplitOptions] = SplitOptions(validation=0.25)
 
     @classmethod
     def write(cls, root: Path) -> None:
         # enough photographs for the statistics of a block, and numbers that do not coincide
         format.write(root, photographs=12, dtype=torch.float32)
-
-    def make(self, root: Path, **options: Any) -> BrainDataModule:
-        return ImageNetEEG(str(root), **options)
 
     def real(self, stores: Path) -> BrainDataModule:
         root = real_root("imagenet_eeg/eeg_14_70_std.pth", "imagenet_eeg/block_splits_by_image_all.pth")

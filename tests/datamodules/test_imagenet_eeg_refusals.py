@@ -15,11 +15,6 @@ from tests.datamodules.test_imagenet_eeg import refused, without_images
 from tests.formats import imagenet_eeg as format
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "raw"
-
-
 class Bomb:
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -14,14 +14,12 @@ FILE = "miyawaki2008/V1_mean_figure.mat"
 
 
 class TestMiyawaki2008(DataModuleContract):
+    kind = Miyawaki2008
     split: ClassVar[SplitOptions] = SplitOptions(folds=5, fold=1, validation=0.25)
 
     @classmethod
     def write(cls, root: Path) -> None:
         format.write(root)
-
-    def make(self, root: Path, **options: Any) -> BrainDataModule:
-        return Miyawaki2008(str(root), **options)
 
     def real(self, stores: Path) -> BrainDataModule:
         return Miyawaki2008(str(real_root(FILE)), stores=str(stores))

@@ -8,27 +8,17 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 
 from contracts import PADDING, Batch, DataError
 from datamodules import MultiModal
 from lightning_modules import RidgeAlignment
 from tests.datamodules.side_by_side import whole
 from tests.formats.side_by_side import PARTS, part, side_by_side
+from tests.lightning_modules.advice import NO_LOSS
+from tests.lightning_modules.fitting import short_trainer
 
-# Lightning advises more worker processes for any data set, and a shorter logging interval for few batches
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-    pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
-]
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of converted recordings."""
-    return tmp_path_factory.mktemp("stores")
+pytestmark = NO_LOSS
 
 
 # ---- batches ---------------------------------------------------------------------------------------
@@ -58,27 +48,9 @@ class Sees(LightningModule):
         return []
 
 
-def trainer(folder: Path, **options: Any) -> Trainer:
-    return Trainer(
-        **{
-            "default_root_dir": folder,
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            "num_sanity_val_steps": 0,
-            **options,
-        }
-    )
-
-
 def seen_by(data: MultiModal, folder: Path, *, side_by_side: bool = True, **options: Any) -> Sees:
     stage = Sees(side_by_side=side_by_side)
-    trainer(folder, **options).fit(stage, datamodule=data)
+    short_trainer(folder, **options).fit(stage, datamodule=data)
     return stage
 
 
@@ -127,7 +99,7 @@ def test_workers_change_nothing(stores: Path, tmp_path: Path) -> None:
 def test_evaluation_is_one_part_after_another(stores: Path, tmp_path: Path) -> None:
     data = side_by_side(stores, batch_size=7)
     stage = seen_by(data, tmp_path)
-    trainer(tmp_path).test(stage, datamodule=data)
+    short_trainer(tmp_path).test(stage, datamodule=data)
     for split in ("validation", "test"):
         batches = stage.seen[split]
         assert real(batches) == list(range(len(data.dataset(split))))
@@ -195,19 +167,19 @@ def test_ridge_regression_treats_all_people_as_those_of_one_data_set(stores: Pat
 
     data = side_by_side(stores, parts(), validation=0.0, batch_size=7)
     joint = RidgeAlignment(data.layout, alpha=10.0)
-    trainer(tmp_path).fit(joint, datamodule=data)
-    [results] = [trainer(tmp_path).predict(joint, datamodule=data)]
+    short_trainer(tmp_path).fit(joint, datamodule=data)
+    [results] = [short_trainer(tmp_path).predict(joint, datamodule=data)]
     first = 0
     for name, alone in parts().items():
         model = RidgeAlignment(alone.layout, alpha=10.0)
-        trainer(tmp_path).fit(model, datamodule=alone)
+        short_trainer(tmp_path).fit(model, datamodule=alone)
         for person in range(len(alone.subjects)):
             for kind in ("decoders", "encoders"):
                 mine, theirs = getattr(joint, kind)[first + person], getattr(model, kind)[person]
                 for entry, value in theirs.state_dict().items():
                     assert value.abs().max() > 1e-3, "nothing to compare"
                     assert torch.equal(mine.state_dict()[entry], value), f"{kind} of {name}-{person}"
-        outputs = trainer(tmp_path).predict(model, datamodule=alone)
+        outputs = short_trainer(tmp_path).predict(model, datamodule=alone)
         theirs = torch.cat([output["brain_embedding"] for output in outputs])
         mine = [output for output in results if int(output["subject"][0]) in range(first, first + 2)]
         assert torch.equal(torch.cat([output["brain_embedding"] for output in mine]), theirs)

@@ -14,22 +14,11 @@ from contracts import NO_LABEL, DataError
 from datamodules import EmbeddingOptions, MultiModal, Phantom, PhantomEEG, PhantomOptions, Stimuli, Trials
 from tests.datamodules.side_by_side import SPLITS, embedded, plain, sides, whole
 from tests.formats.side_by_side import PARTS, PIXELS, POOL, name_of, part, sha256, side_by_side
+from tests.lightning_modules.advice import NO_LOSS
 
-# Lightning advises more worker processes for any data set, and a shorter logging interval for few batches
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-    pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
-]
+pytestmark = NO_LOSS
 
 CLASSES = EmbeddingOptions(model="classes")
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of converted recordings."""
-    return tmp_path_factory.mktemp("stores")
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import torch
 from contracts import DataError
 from datamodules import NSD, BrainDataModule, LoaderOptions, SampleOptions, SplitOptions
 from datamodules.core import nsd_files
-from tests.datamodules.contract import SHARED, SMALL_PIXELS, DataModuleContract, everything, leftovers, real_root
+from tests.datamodules import opening
+from tests.datamodules.contract import SHARED, SMALL_PIXELS, DataModuleContract, everything, real_root
 from tests.formats import nsd as format
 
 Array = np.ndarray[Any, Any]
@@ -19,16 +21,8 @@ ALL = SplitOptions(validation=0.0, tested="test+test_rest")
 PLACES, ROIS = format.voxels(*format.labels())
 
 
-def opened(root: Path, **options: Any) -> NSD:
-    usual: dict[str, Any] = {"split": SplitOptions(validation=0.0), "embedding": SMALL_PIXELS}
-    return NSD(str(root), stores=str(root.parent / "stores"), **(usual | options))
-
-
-def refused(root: Path, **options: Any) -> str:
-    with pytest.raises(DataError) as raised:
-        opened(root, **options).store  # noqa: B018
-    assert not leftovers(root.parent / "stores")
-    return str(raised.value)
+opened = functools.partial(opening.opened, NSD)
+refused = functools.partial(opening.refused, opened)
 
 
 def percent(volume: Array, places: list[tuple[int, ...]] = PLACES) -> Array:
@@ -38,11 +32,6 @@ def percent(volume: Array, places: list[tuple[int, ...]] = PLACES) -> Array:
 
 def name(picture: int) -> str:
     return f"nsd{picture:05d}"
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "raw"
 
 
 # ---- contract --------------------------------------------------------------------------------------

@@ -16,11 +16,6 @@ from tests.formats import nsd as format
 Array = np.ndarray[Any, Any]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "raw"
-
-
 def half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -15,11 +15,6 @@ from tests.formats import nsd as format
 Array = np.ndarray[Any, Any]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "raw"
-
-
 class TestBrainDiffuser(Contract):
     @classmethod
     def write(cls, root: Path) -> None:

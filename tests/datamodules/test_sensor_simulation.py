@@ -9,6 +9,7 @@ from datamodules.core.fmri_simulation import AREAS, Features, visual_features
 from datamodules.core.lead_fields import CORTEX
 from datamodules.core.rendering import render_many
 from datamodules.core.sensor_simulation import EARLIEST, SAMPLING_RATE, TIMES, SensorSimulation
+from tests.datamodules.simulating import assert_oracle_knows_sessions, two_way
 
 N = 160
 LABELS = np.arange(N) % 40
@@ -29,13 +30,6 @@ def features(images: np.ndarray) -> Features:
 @pytest.fixture(scope="module")
 def people(features: Features) -> dict[Modality, SensorSimulation]:
     return {modality: SensorSimulation(features, modality=modality, seed=1) for modality in ("eeg", "meg")}
-
-
-def two_way(score: np.ndarray) -> float:
-    """Share of wrong candidates that score below the right one, on the diagonal; ties count half."""
-    right = np.diag(score)[:, None]
-    below = (score < right).sum(axis=1) + 0.5 * ((score == right).sum(axis=1) - 1)
-    return float(np.mean(below / (score.shape[1] - 1)))
 
 
 def experiment(sim: SensorSimulation, *, pictures: int, repetitions: int) -> tuple[np.ndarray, np.ndarray, list]:
@@ -244,12 +238,7 @@ def test_oracle_undoes_gain_and_offset(people: dict[Modality, SensorSimulation],
     gain, offset = (
         np.stack(part)[session // 3][..., None] for part in zip(sim.session(0), sim.session(3), strict=True)
     )
-    noiseless = offset + gain * sim.response[stimulus]
-    groups = [np.array([2 * i, 2 * i + 1]) for i in range(10)]
-    actual = sim.oracle(noiseless, session, groups=groups, candidates=np.arange(10))
-    expected = sim.log_likelihood(sim.response[:10], repetitions=np.full(10, 2), candidates=np.arange(10))
-    np.testing.assert_allclose(actual, expected, rtol=1e-9)
-    np.testing.assert_array_equal(actual.argmax(axis=1), np.arange(10))
+    assert_oracle_knows_sessions(sim, offset + gain * sim.response[stimulus], session)
     assert np.std(np.log(sim.session(0)[0])) == pytest.approx(0.1, abs=0.03)
     shift = np.abs(sim.session(0)[1] - sim.session(1)[1])
     assert np.median(shift) > np.median(sim.noise_sd)

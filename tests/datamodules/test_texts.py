@@ -20,6 +20,7 @@ from datamodules.core.targets import TargetTransform, fit_target
 from datamodules.core.texts import TextBank
 from experiments.cli import main
 from lightning_modules import FmriMAE
+from tests.datamodules.small_clip import known_to_open_clip
 from tests.experiments.launching import CONFIGS
 from tests.formats.recording import Recording, change, experiment
 from tests.lightning_modules.brains import TINY
@@ -33,21 +34,13 @@ NAMES = ["black_cat", "dog", "Sun flower"]
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Name of a CLIP model that is small enough for a test; its vocabulary is the tokenizer's."""
-    import open_clip
-    from open_clip import factory
-
-    name = "tiny-clip-of-texts"
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
     }
-    file = tmp_path_factory.mktemp("clip") / f"{name}.json"
-    file.write_text(json.dumps(config))
-    open_clip.add_model_config(file)
-    yield name
-    factory._MODEL_CONFIG_PATHS.remove(file)
-    factory._rescan_model_configs()
+    with known_to_open_clip(tmp_path_factory.mktemp("clip") / "tiny-clip-of-texts.json", config) as name:
+        yield name
 
 
 def options(clip: str, **changed: Any) -> EmbeddingOptions:

@@ -19,11 +19,6 @@ Array = np.ndarray[Any, Any]
 TABLE = "things_eeg2/things_eeg2_image_metadata.json"
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "raw"
-
-
 # ---- contract --------------------------------------------------------------------------------------
 
 

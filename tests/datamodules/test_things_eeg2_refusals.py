@@ -15,12 +15,6 @@ from datamodules.things_eeg2 import FILES
 from tests.datamodules.things_eeg2 import LAYOUTS, opened, refused
 from tests.formats import things_eeg2 as format
 
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "raw"
-
-
 # ---- bad input -------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import mne
 import numpy as np
@@ -20,21 +20,15 @@ PUBLISHED = SplitOptions(trained="train+test_concepts", validation=0.0)
 NO_PICTURES = {"images": "", "embedding": EmbeddingOptions(model="classes")}
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "raw"
-
-
 # ---- contract --------------------------------------------------------------------------------------
 
 
 class Contract(DataModuleContract):
+    kind = THINGSMEG
+
     @classmethod
     def write(cls, root: Path) -> None:
         format.write(root)
-
-    def make(self, root: Path, **options: Any) -> BrainDataModule:
-        return THINGSMEG(str(root), **options)
 
 
 class TestZeroShot(Contract):

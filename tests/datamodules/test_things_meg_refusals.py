@@ -13,12 +13,6 @@ from tests.datamodules.contract import everything
 from tests.datamodules.things_meg import epochs_of, opened, refused, rewritten
 from tests.formats import things_meg as format
 
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "raw"
-
-
 # ---- bad input -------------------------------------------------------------------------------------
 
 

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from contracts import DataError
 from datamodules import BrainDataModule
 from datamodules.core.timeseries import TimeSeriesOptions, clean_run, cut_run
-from tests.datamodules.contract import SPLITS, DataModuleContract, batches, everything
+from tests.datamodules.contract import SPLITS, DataModuleContract, assert_recorded, batches, everything
 
 Array = np.ndarray[Any, Any]
 
@@ -26,19 +25,11 @@ class ContractWithoutPictures(DataModuleContract):
     @pytest.mark.parametrize("split", SPLITS)
     def test_batches_have_the_names_shapes_and_types_of_the_contract(self, root: Path, split: str) -> None:
         data = self.open(root)
-        layout = data.layout
         for batch in batches(data, split):
-            size = len(batch["row"])
+            assert_recorded(batch, data.layout)
             assert set(batch) == {"signal", "stimulus", "label", "subject", "row"}
-            [shape] = {tuple(layout["shape"][layout["subjects"][number]]) for number in batch["subject"].tolist()}
-            assert batch["signal"].shape == (size, *shape)
-            assert batch["signal"].dtype == torch.float32
-            assert torch.isfinite(batch["signal"]).all()
-            for name in ("stimulus", "label", "subject", "row"):
-                assert batch[name].dtype == torch.int64
-                assert batch[name].shape == (size,)
-        assert layout["embedding_width"] == 0
-        assert layout["embedding_space"] == "none"
+        assert data.layout["embedding_width"] == 0
+        assert data.layout["embedding_space"] == "none"
 
     def test_no_picture_on_two_sides(self, root: Path) -> None:
         data = self.open(root)

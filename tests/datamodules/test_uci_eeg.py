@@ -13,7 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 from contracts import DataError
 from datamodules import UCIEEG, BrainDataModule, EmbeddingOptions, SampleOptions, SplitOptions
-from tests.datamodules.contract import DataModuleContract, everything, leftovers, real_root
+from tests.datamodules.contract import DataModuleContract, everything, real_root
+from tests.datamodules.opening import refused_saying
 from tests.datamodules.test_timeseries import ContractWithoutPictures
 from tests.formats import uci_eeg as format
 
@@ -238,14 +239,6 @@ def test_conditions_are_told_apart_in_other_people(tmp_path: Path, pair: tuple[s
 # ---- bad input -----------------------------------------------------------------------------------
 
 
-def refused(data: UCIEEG, *expected: str) -> None:
-    with pytest.raises(DataError) as raised:
-        data.store  # noqa: B018
-    for part in expected:
-        assert part in str(raised.value)
-    assert not leftovers(data.stores)
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -265,25 +258,25 @@ def refused(data: UCIEEG, *expected: str) -> None:
 )
 def test_wrong_archives(tmp_path: Path, change: dict[str, Array], expected: list[str]) -> None:
     np.savez(tmp_path / format.ARCHIVE, **{**format.archive(2), **change})
-    refused(uci(tmp_path), *expected)
+    refused_saying(uci(tmp_path), *expected)
 
 
 def test_archives_that_lack_something(tmp_path: Path) -> None:
-    refused(uci(tmp_path), "no such file", "archive.ics.uci.edu", "init_args.source")
+    refused_saying(uci(tmp_path), "no such file", "archive.ics.uci.edu", "init_args.source")
     content = format.archive(2)
     del content["trial"]
     np.savez(tmp_path / format.ARCHIVE, **content)
-    refused(uci(tmp_path), "missing 'trial'")
+    refused_saying(uci(tmp_path), "missing 'trial'")
     whole = (format.write(tmp_path) / format.ARCHIVE).read_bytes()
     (tmp_path / format.ARCHIVE).write_bytes(whole[: len(whole) // 2])
-    refused(uci(tmp_path), "cannot read", "truncated")
+    refused_saying(uci(tmp_path), "cannot read", "truncated")
 
 
 def test_a_person_without_trials_of_the_conditions(tmp_path: Path) -> None:
     content = format.archive(2)
     content["condition"][content["subject"] == format.people(2)[1]] = "S1 obj"
     np.savez(tmp_path / format.ARCHIVE, **content)
-    refused(uci(tmp_path, conditions=["matching"]), f"sub-{format.people(2)[1]} has no trial of matching")
+    refused_saying(uci(tmp_path, conditions=["matching"]), f"sub-{format.people(2)[1]} has no trial of matching")
 
 
 @pytest.mark.parametrize("conditions", [[], ["second"]])
@@ -309,7 +302,7 @@ def test_wrong_text_files(tmp_path: Path, old: str, new: str, expected: list[str
     format.write_text(tmp_path, 1, compress=False)
     [path, *_] = sorted((tmp_path / "raw").rglob("*.rd.*"))
     path.write_text(path.read_text().replace(old, new))
-    refused(uci(tmp_path, source="raw"), path.name, *expected)
+    refused_saying(uci(tmp_path, source="raw"), path.name, *expected)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.99])
@@ -319,18 +312,18 @@ def test_truncated_text_files(tmp_path: Path, share: float) -> None:
         [path, *_] = sorted((folder / "raw").rglob("*.rd.*"))
         whole = path.read_bytes()
         path.write_bytes(whole[: int(len(whole) * share)])
-        refused(uci(folder, source="raw"), path.name)
+        refused_saying(uci(folder, source="raw"), path.name)
         path.write_bytes(b"\x80\x81")
-        refused(uci(folder, source="raw"), "cannot read", path.name)
+        refused_saying(uci(folder, source="raw"), "cannot read", path.name)
 
 
 def test_text_files_of_other_channels_and_none_at_all(tmp_path: Path) -> None:
-    refused(uci(tmp_path, source="raw"), "no file like co2a0000364.rd.000", "archive.ics.uci.edu")
+    refused_saying(uci(tmp_path, source="raw"), "no file like co2a0000364.rd.000", "archive.ics.uci.edu")
     format.write_text(tmp_path, 2, compress=False)
     *_, path = sorted((tmp_path / "raw").rglob("*.rd.*"))
     whole = path.read_text()
     path.write_text(whole.replace(" CZ ", " A1 "))
-    refused(uci(tmp_path, source="raw"), path.name, "other channels, or in another order")
+    refused_saying(uci(tmp_path, source="raw"), path.name, "other channels, or in another order")
     for file in path.parent.iterdir():
         file.write_text(file.read_text().replace(" CZ ", " A1 "))
-    refused(uci(tmp_path, source="raw"), f"sub-{format.people(2)[1]}", "with other channels")
+    refused_saying(uci(tmp_path, source="raw"), f"sub-{format.people(2)[1]}", "with other channels")

@@ -14,14 +14,12 @@ FILE = "vangerven2010/digit69_28x28.mat"
 
 
 class TestVanGerven2010(DataModuleContract):
+    kind = VanGerven2010
     split: ClassVar[SplitOptions] = SplitOptions(validation=0.25)
 
     @classmethod
     def write(cls, root: Path) -> None:
         format.write(root)
-
-    def make(self, root: Path, **options: Any) -> BrainDataModule:
-        return VanGerven2010(str(root), **options)
 
     def real(self, stores: Path) -> BrainDataModule:
         return VanGerven2010(str(real_root(FILE)), stores=str(stores))

@@ -12,21 +12,15 @@ import pytest
 from nibabel.affines import apply_affine
 
 from contracts import DataError
-from datamodules import GOD, NSD, BrainDataModule, EmbeddingOptions, Haxby2001, SignalAxes, SplitOptions
+from datamodules import GOD, NSD, BrainDataModule, EmbeddingOptions, Haxby2001, SignalAxes
 from datamodules.core.store import BrainStore, write_store
-from tests.datamodules.contract import SMALL_PIXELS
+from tests.datamodules.opening import opened
 from tests.formats import god, haxby2001, nsd
 from tests.formats.recording import change, experiment
 
 Array = np.ndarray[Any, Any]
 AFFINE = np.array([[-3.1, 0, 0, 60], [0, 3.6, -1, -35], [0, 1, 3.6, 12], [0, 0, 0, 1.0]])
 """Voxels from right to left, tilted about the left-right axis."""
-
-
-def opened(kind: Any, root: Path, **options: Any) -> BrainDataModule:
-    usual: dict[str, Any] = {"split": SplitOptions(validation=0.0), "embedding": SMALL_PIXELS}
-    data: BrainDataModule = kind(str(root), stores=str(root.parent / "stores"), **(usual | options))
-    return data
 
 
 def place(path: Path, *, sform: int = 0, qform: int = 0) -> Path:

@@ -1,13 +1,12 @@
 """``THINGSMEG`` on generated files: opened, refused, and written again."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from contracts import DataError
 from datamodules import THINGSMEG
-from tests.datamodules.contract import SMALL_PIXELS, leftovers
+from tests.datamodules import opening
+from tests.datamodules.contract import SMALL_PIXELS
 from tests.formats import things_meg as format
 
 
@@ -16,14 +15,7 @@ def opened(root: Path, **options: Any) -> THINGSMEG:
     return THINGSMEG(str(root), stores=str(root.parent / "stores"), **(usual | options))
 
 
-def refused(root: Path, **options: Any) -> str:
-    with pytest.raises(DataError) as raised:
-        opened(root, **options).store  # noqa: B018
-    message = str(raised.value)
-    # a cycle of frames otherwise, with the files that MNE had opened
-    del raised
-    assert not leftovers(root.parent / "stores")
-    return message
+refused = functools.partial(opening.refused, opened)
 
 
 def epochs_of(root: Path, number: int = 1) -> Path:

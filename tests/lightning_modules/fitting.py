@@ -73,6 +73,11 @@ def trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
     )
 
 
+def short_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    """One epoch, and no validation before it."""
+    return trainer(folder, *callbacks, **{"max_epochs": 1, "num_sanity_val_steps": 0, **options})
+
+
 def fit(data: Recording, path: Path, *callbacks: Callback, seed: int = 0, **options: Any) -> ContrastiveAlignment:
     """Train a small model and write its checkpoint."""
     seed_everything(seed, verbose=False)
@@ -91,6 +96,23 @@ def whole(data: Recording, person: int = 0, split: str = "test") -> Batch:
 
 def copied(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+class Started(Callback):
+    """Keeps the weights with which training begins."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.weights = copied(pl_module)
+
+
+class Losses(Callback):
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+        self.values.append(float(outputs["loss"]))
 
 
 def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -180,21 +202,29 @@ def shown(data: BrainDataModule, stage: type[Stage], split: str = "test") -> Bat
     return samples[torch.arange(len(samples))]
 
 
-def tokenizer(data: BrainDataModule, path: Path, *, epochs: int = 1, seed: int = 0, **options: Any) -> Path:
-    """Train a small Tokenizer; returns its checkpoint."""
+def _trained(
+    kind: type[Stage],
+    usual: dict[str, Any],
+    data: BrainDataModule,
+    path: Path,
+    *,
+    epochs: int,
+    seed: int,
+    **options: Any,
+) -> Path:
     seed_everything(seed, verbose=False)
-    model = Tokenizer(data.layout, **{**SMALL_TOKENIZER, **options})
+    model = kind(data.layout, **{**usual, **options})
     run = trainer(path.parent, max_epochs=epochs)
     run.fit(model, datamodule=data)
     run.save_checkpoint(path)
     return path
+
+
+def tokenizer(data: BrainDataModule, path: Path, *, epochs: int = 1, seed: int = 0, **options: Any) -> Path:
+    """Train a small Tokenizer; returns its checkpoint."""
+    return _trained(Tokenizer, SMALL_TOKENIZER, data, path, epochs=epochs, seed=seed, **options)
 
 
 def maskgit(data: BrainDataModule, path: Path, *, epochs: int = 1, seed: int = 0, **options: Any) -> Path:
     """Train a small MaskGIT; returns its checkpoint."""
-    seed_everything(seed, verbose=False)
-    model = MaskGIT(data.layout, **{**SMALL_MASKGIT, **options})
-    run = trainer(path.parent, max_epochs=epochs)
-    run.fit(model, datamodule=data)
-    run.save_checkpoint(path)
-    return path
+    return _trained(MaskGIT, SMALL_MASKGIT, data, path, epochs=epochs, seed=seed, **options)

@@ -10,20 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning import Callback, Trainer, seed_everything
+from lightning import seed_everything
 
 from contracts import ContractError
 from datamodules import EmbeddingOptions
-from lightning_modules import (
-    ContrastiveAlignment,
-    LinearEncoder,
-    ResidualMLP,
-    RidgeAlignment,
-)
+from lightning_modules import ContrastiveAlignment, LinearEncoder, ResidualMLP, RidgeAlignment
 from tests.formats.recording import Recording
+from tests.lightning_modules.advice import NO_VALIDATION
 from tests.lightning_modules.fitting import (
     PEOPLE,
-    copied,
+    Started,
     fit,
     linear_problem,
     loader,
@@ -35,13 +31,7 @@ from tests.lightning_modules.fitting import (
     whole,
 )
 
-# Lightning advises more worker processes for any data set, a shorter logging interval for few batches, and validation
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-]
+pytestmark = NO_VALIDATION
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +46,6 @@ OTHER = {"03": (15,)}
 
 def adapted(stores: Path, base: Path, folder: Path, shape: Any = OTHER, **options: Any) -> ContrastiveAlignment:
     return fit(recording(stores, shape), folder / "adapted.ckpt", adapt_subject=str(base), **options)
-
-
-class Started(Callback):
-    """Keeps the weights with which training begins."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.weights = copied(pl_module)
 
 
 @pytest.mark.parametrize("shape", [OTHER, {"04": (7,), "05": (12,)}], ids=["one", "two"])

@@ -6,14 +6,13 @@ import functools
 import os
 import socket
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning import seed_everything
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from callbacks import Identification
@@ -23,8 +22,8 @@ from lightning_modules import ContrastiveAlignment, ResidualMLP, TemporalSpatial
 from tests.experiments.launching import launch
 from tests.formats.side_by_side import part, side_by_side
 from tests.lightning_modules.fitting import made_up, trainer
+from tests.lightning_modules.processes import ROOT, group
 
-ROOT = Path(__file__).parents[2]
 WORLDS = (2, 3)
 ENCODERS: dict[str, Any] = {
     "fmri": functools.partial(ResidualMLP, hidden=8, input_dropout=0.0, dropout=0.0),
@@ -167,20 +166,12 @@ def fitted(folder: Path, processes: int) -> dict[str, Any]:
 
 def process(rank: int, processes: int, folder: str, port: int) -> None:
     """What one of several processes does."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting-{processes}",
-        rank=rank,
-        world_size=processes,
-        timeout=timedelta(seconds=60),
-    )
     steps = []
-    for variant in VARIANTS:
-        model = model_of(variant)
-        wrapped = DistributedDataParallel(Step(model))
-        steps.append(stepped(wrapped, model, share(joined(processes, variant.get("partners", "everywhere")), rank)))
-    distributed.destroy_process_group()
+    with group(folder, rank, processes):
+        for variant in VARIANTS:
+            model = model_of(variant)
+            wrapped = DistributedDataParallel(Step(model))
+            steps.append(stepped(wrapped, model, share(joined(processes, variant.get("partners", "everywhere")), rank)))
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.save({"steps": steps, "fits": fitted(Path(folder), processes)}, f"{folder}/{rank}-of-{processes}.pt")
 

@@ -10,22 +10,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning import Callback, Trainer, seed_everything
+from lightning import seed_everything
 from torch import Tensor
 
 from contracts import NO_LABEL, ContractError
 from lightning_modules import ContrastiveAlignment, LinearEncoder, ResidualMLP
 from lightning_modules.networks.infonce import InfoNCE
 from tests.formats.side_by_side import part, side_by_side
-from tests.lightning_modules.fitting import assert_same_weights, copied, made_up, small, tiny, trainer
+from tests.lightning_modules.advice import FEW_BATCHES
+from tests.lightning_modules.fitting import Started, assert_same_weights, copied, made_up, small, tiny, trainer
 from tests.lightning_modules.several import fitted, step_of, together
 
-# Lightning advises more worker processes for any data set, and a shorter logging interval for few batches
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-]
+pytestmark = FEW_BATCHES
 
 
 class Quiet:
@@ -195,10 +191,6 @@ def test_the_scale_between_recordings_comes_back_from_its_limit(form: Any) -> No
 
 @pytest.mark.parametrize("by", ["none", "stimulus", "label"])
 def test_all_encoders_and_the_layers_of_all_people_are_trained(stores: Path, tmp_path: Path, by: Any) -> None:
-    class Started(Callback):
-        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-            self.weights = copied(pl_module)
-
     started = Started()
     model = fitted(side_by_side(stores), tmp_path, started, between=by, lr=1e-2)
     same = [name for name, value in model.state_dict().items() if torch.equal(value, started.weights[name])]

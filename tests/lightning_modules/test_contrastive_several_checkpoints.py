@@ -14,15 +14,11 @@ from contracts import ContractError
 from datamodules import EmbeddingOptions, MultiModal
 from lightning_modules import ContrastiveAlignment, LinearEncoder
 from tests.formats.side_by_side import PARTS, part, side_by_side
+from tests.lightning_modules.advice import FEW_BATCHES
 from tests.lightning_modules.fitting import assert_same_weights, copied, small, tiny, trainer
 from tests.lightning_modules.several import ENCODERS, fitted, step_of, together
 
-# Lightning advises more worker processes for any data set, and a shorter logging interval for few batches
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-]
+pytestmark = FEW_BATCHES
 
 
 # ---- layers of people that stay as they began ------------------------------------------------------

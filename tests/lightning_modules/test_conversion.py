@@ -17,29 +17,13 @@ from callbacks import CrossModal
 from datamodules import MultiModal
 from lightning_modules import ContrastiveAlignment, CrossModalConversion
 from lightning_modules.networks.comoments import fold_of
-from tests.experiments.launching import launch
 from tests.formats.linear_world import PARTS, WIDTH, linear_world, part
+from tests.lightning_modules.advice import NO_LOSS
 from tests.lightning_modules.converting import aligned, encoded, fit, outputs, recordings, scored
 from tests.lightning_modules.fitting import assert_same_weights, copied, trainer
+from tests.lightning_modules.processes import call_anew
 
-ROOT = Path(__file__).parents[2]
-# Lightning advises more worker processes for any data set, and a shorter logging interval for few batches
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-    pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
-]
-
-
-@pytest.fixture(scope="module")
-def data(stores: Path) -> MultiModal:
-    return linear_world(stores)
-
-
-@pytest.fixture(scope="module")
-def alignment(stores: Path, data: MultiModal) -> Path:
-    return aligned(data, stores / "alignment.ckpt")
+pytestmark = NO_LOSS
 
 
 def plain_ridge(x: Any, y: Any, alpha: float, *, towards_identity: bool) -> Any:
@@ -312,16 +296,7 @@ def test_two_processes_agree_with_one(data: MultiModal, alignment: Path, stores:
     for folder in (one, two):
         folder.mkdir()
     of_processes(stores, alignment, one, 1)
-    script = two / "driver.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\n"
-        "from tests.lightning_modules.test_conversion import of_processes\n"
-        "if __name__ == '__main__':\n"
-        f"    of_processes(Path({str(stores)!r}), Path({str(alignment)!r}), Path({str(two)!r}), 2)\n"
-    )
-    launch(two, [str(script)], timeout=240)
+    call_anew(of_processes, stores, alignment, two, 2, folder=two, timeout=240)
     expected, found = (torch.load(folder / "found.pt", weights_only=True) for folder in (one, two))
     for kind in ("state", "scores"):
         assert expected[kind].keys() == found[kind].keys()

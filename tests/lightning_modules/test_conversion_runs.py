@@ -16,26 +16,11 @@ from contracts import ContractError
 from datamodules import MultiModal
 from lightning_modules import CrossModalConversion
 from tests.formats.linear_world import ONE_PERSON, PARTS, linear_world, part
+from tests.lightning_modules.advice import NO_LOSS
 from tests.lightning_modules.converting import aligned, fit, outputs, recordings, scored
 from tests.lightning_modules.fitting import assert_same_weights, copied, trainer
 
-# Lightning advises more worker processes for any data set, and a shorter logging interval for few batches
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-    pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
-]
-
-
-@pytest.fixture(scope="module")
-def data(stores: Path) -> MultiModal:
-    return linear_world(stores)
-
-
-@pytest.fixture(scope="module")
-def alignment(stores: Path, data: MultiModal) -> Path:
-    return aligned(data, stores / "alignment.ckpt")
+pytestmark = NO_LOSS
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import sys
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_modules import (
@@ -35,6 +33,7 @@ from tests.lightning_modules.encoding import (
     layout_of,
     signals,
 )
+from tests.lightning_modules.processes import ROOT, group
 
 # ---- shapes ----------------------------------------------------------------------------------------
 
@@ -232,7 +231,6 @@ def test_frozen_subject_layers_stay_and_are_saved(kind: str, shapes: dict[str, l
 
 # ---- two processes ---------------------------------------------------------------------------------
 
-ROOT = Path(__file__).parents[2]
 # the second process lacks person a, nobody has person b
 PEOPLE = torch.tensor([[0, 2, 0, 2], [2, 2, 2, 2]])
 # beside them, a step in which every layer is missing somewhere
@@ -251,28 +249,24 @@ def gradients(encoder: nn.Module) -> dict[str, Tensor | None]:
 
 def process(rank: int, folder: str) -> None:
     """What one of two processes does: a step of each encoder and division of people."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
     found = []
-    for kind, shapes in KINDS:
-        for who in (PEOPLE, DISJOINT):
-            encoder = built(kind, shapes)
-            wrapped = DistributedDataParallel(encoder)
-            for _ in range(2):  # a second step would find gradients that the first one still waits for
-                encoder.zero_grad()
-                step(wrapped, shapes, who, rank).backward()
-            found.append(gradients(encoder))
-    encoder = built("subject conv", SENSORS)
-    encoder.freeze_subject_layers()
-    wrapped = DistributedDataParallel(encoder)
-    for _ in range(2):
-        encoder.zero_grad()
-        step(wrapped, SENSORS, PEOPLE, rank).backward()
-    found.append(gradients(encoder))
+    with group(folder, rank, 2):
+        for kind, shapes in KINDS:
+            for who in (PEOPLE, DISJOINT):
+                encoder = built(kind, shapes)
+                wrapped = DistributedDataParallel(encoder)
+                for _ in range(2):  # a second step would find gradients that the first one still waits for
+                    encoder.zero_grad()
+                    step(wrapped, shapes, who, rank).backward()
+                found.append(gradients(encoder))
+        encoder = built("subject conv", SENSORS)
+        encoder.freeze_subject_layers()
+        wrapped = DistributedDataParallel(encoder)
+        for _ in range(2):
+            encoder.zero_grad()
+            step(wrapped, SENSORS, PEOPLE, rank).backward()
+        found.append(gradients(encoder))
     torch.save(found, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback
 from torch import Tensor
 
 from contracts import PADDING, Batch, ContractError, DataError, Layout
 from lightning_modules import FmriMAE
 from tests.formats.recording import Recording
+from tests.lightning_modules.advice import NO_VALIDATION
 from tests.lightning_modules.brains import (
     PEOPLE,
     SAME,
@@ -24,25 +25,11 @@ from tests.lightning_modules.brains import (
     samples,
     volumes_of,
 )
-from tests.lightning_modules.fitting import assert_same_weights, copied, loader, made_up, recording, trainer
+from tests.lightning_modules.fitting import Losses, assert_same_weights, copied, loader, made_up, recording, trainer
 
-# Lightning advises more worker processes for any data set, a shorter logging interval for few batches, and validation
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-]
+pytestmark = NO_VALIDATION
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 MASKED = [name for name in VARIANTS if VARIANTS[name]["tokens"] != "roi"]
-
-
-class Losses(Callback):
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
-        self.values.append(float(outputs["loss"]))
 
 
 def rows_of(batch: Batch, chosen: Tensor) -> Batch:

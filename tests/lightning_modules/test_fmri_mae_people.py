@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, Trainer
 from torch import Tensor
 
 from contracts import ContractError
 from lightning_modules import FmriMAE
 from tests.experiments.launching import launch
 from tests.formats.recording import Recording
+from tests.lightning_modules.advice import NO_VALIDATION
 from tests.lightning_modules.brains import (
     PEOPLE,
     SAME,
@@ -27,27 +27,14 @@ from tests.lightning_modules.brains import (
     volumes_of,
     without_key_bias,
 )
-from tests.lightning_modules.fitting import assert_same_weights, copied, fit, recording, small, trainer
+from tests.lightning_modules.fitting import Started, assert_same_weights, copied, fit, recording, small, trainer
 
-# Lightning advises more worker processes for any data set, a shorter logging interval for few batches, and validation
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-]
+pytestmark = NO_VALIDATION
 KINDS = ("code", "paper", "patch", "segments")
 every_kind = pytest.mark.parametrize("name", KINDS)
 STILL: dict[str, Any] = {"lr": 1e-12, "weight_decay": 0.0}
 # the second person has not all regions, in another order, and one of their own
 MIXED: Rois = {"01": {"V1": 5, "V2": 7, "FFA": 3}, "02": {"PPA": 4, "V1": 6}, "03": {"FFA": 2, "V2": 3}}
-
-
-class Started(Callback):
-    """Keeps the weights with which training begins."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.weights = copied(pl_module)
 
 
 def begun(data: Recording, base: Path, folder: Path, **options: Any) -> tuple[FmriMAE, dict[str, Tensor]]:

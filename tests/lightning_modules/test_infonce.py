@@ -1,79 +1,32 @@
-"""InfoNCE against numpy, hand-worked cases and published code, on one process and on several."""
+"""InfoNCE against numpy, hand-worked cases and published code."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import open_clip.loss
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, distributed, multiprocessing, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from contracts import NO_LABEL, ContractError
 from lightning_modules.networks.infonce import InfoNCE
-from tests.experiments.launching import launch
-
-Array = np.ndarray[Any, Any]
-NORMALISE = ("none", "image", "brain", "both")
-DIRECTION = ("brain_to_image", "image_to_brain", "symmetric")
-POSITIVES = ("none", "stimulus", "label")
-DUPLICATES = ("removed", "negatives")
-FORMS = ("fixed", "exp", "softplus", "raw")
-
-# stimulus 3 three times, 5 twice; classes: 3 and 8 share class 0, 1 and 5 share class 1, the others have none
-STIMULUS = torch.tensor([3, 5, 3, 8, 1, 2, 5, 3, 9])
-LABEL = torch.tensor([0, 1, 0, 0, 1, NO_LABEL, 1, 0, NO_LABEL])
-
-
-def embeddings(rows: int = len(STIMULUS), width: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    brain, image = (torch.randn(rows, width, generator=generator) for _ in range(2))
-    return 1.3 * brain, 0.7 * image + 0.5
-
-
-def different_pictures(rows: int) -> dict[str, Tensor]:
-    return {"stimulus": torch.arange(rows), "label": torch.full((rows,), NO_LABEL)}
-
-
-def one_way(
-    asking: Array, asked: Array, stimulus: Array, label: Array, *, scale: float, positives: str, duplicates: str
-) -> float:
-    """The formula of the class docstring, row by row in float64."""
-    total = 0.0
-    for i in range(len(asking)):
-        candidates, belonging = [], []
-        for j in range(len(asked)):
-            logit = scale * float(np.dot(asking[i], asked[j]))
-            same_picture = stimulus[i] == stimulus[j]
-            same_class = label[i] == label[j] and label[i] != -1
-            positive = {"none": i == j, "stimulus": same_picture, "label": same_picture or same_class}[positives]
-            if positive:
-                belonging.append(logit)
-            if positive or not (same_picture and duplicates == "removed"):
-                candidates.append(logit)
-        largest = max(candidates)
-        total += largest + math.log(sum(math.exp(c - largest) for c in candidates)) - sum(belonging) / len(belonging)
-    return total / len(asking)
-
-
-def reference(brain: Tensor, image: Tensor, *, normalise: str, direction: str, **options: Any) -> float:
-    b, v = brain.double().numpy(), image.double().numpy()
-    if normalise in ("brain", "both"):
-        b = b / np.sqrt((b**2).sum(axis=1, keepdims=True))
-    if normalise in ("image", "both"):
-        v = v / np.sqrt((v**2).sum(axis=1, keepdims=True))
-    pairs = STIMULUS.numpy(), LABEL.numpy()
-    ways = {"brain_to_image": one_way(b, v, *pairs, **options), "image_to_brain": one_way(v, b, *pairs, **options)}
-    return sum(ways.values()) / 2 if direction == "symmetric" else ways[direction]
-
+from tests.lightning_modules.infonce import (
+    DIRECTION,
+    DUPLICATES,
+    FORMS,
+    LABEL,
+    NORMALISE,
+    POSITIVES,
+    STIMULUS,
+    different_pictures,
+    embeddings,
+    reference,
+)
 
 # ---- against numpy ---------------------------------------------------------------------------------
 
@@ -274,8 +227,6 @@ def test_a_batch_of_a_single_picture_teaches_nothing() -> None:
 
 
 def test_the_default_is_that_of_open_clip() -> None:
-    import open_clip.loss  # here, so that the processes below start fast
-
     brain, image = embeddings(16)
     loss = InfoNCE()
     expected = open_clip.loss.ClipLoss()(F.normalize(image, dim=-1), F.normalize(brain, dim=-1), torch.tensor(1 / 0.07))
@@ -361,139 +312,3 @@ def test_the_loss_is_computed_in_float32_under_autocast(rounded: bool) -> None:
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ContractError, match=message):
         InfoNCE(**options)
-
-
-# ---- several processes -----------------------------------------------------------------------------
-
-ROOT = Path(__file__).parents[2]
-WORLDS = (2, 3)
-EACH = 5
-"""Samples of each process."""
-SPREAD = [
-    dict(zip(("direction", "positives", "duplicates", "frozen"), choice, strict=True))
-    for choice in itertools.product(DIRECTION, POSITIVES, DUPLICATES, (False, True))
-]
-"""``frozen``: pictures come without gradient, as from a frozen network."""
-
-
-class Pair(nn.Module):
-    """Linear encoders of both sides and the loss, wrapped as one module as Lightning does."""
-
-    def __init__(self, *, direction: str, positives: str, duplicates: str, frozen: bool) -> None:
-        super().__init__()
-        torch.manual_seed(5)
-        self.brain, self.image = nn.Linear(7, 4), nn.Linear(6, 4).requires_grad_(not frozen)
-        self.loss = InfoNCE(direction=direction, temperature=0.3, positives=positives, duplicates=duplicates)
-
-    def forward(self, batch: dict[str, Tensor], *, gather: bool = True) -> Tensor:
-        value: Tensor = self.loss(
-            self.brain(batch["brain"]),
-            self.image(batch["image"]),
-            stimulus=batch["stimulus"],
-            label=batch["label"],
-            gather=gather,
-        )
-        return value
-
-
-def joined_batch(processes: int) -> dict[str, Tensor]:
-    """Every picture comes on several processes, and on the first one also twice."""
-    generator = torch.Generator().manual_seed(8)
-    rows = processes * EACH
-    stimulus = torch.arange(rows) % (EACH - 1)
-    return {
-        "brain": torch.randn(rows, 7, generator=generator),
-        "image": torch.randn(rows, 6, generator=generator),
-        "stimulus": stimulus,
-        "label": torch.tensor([0, 0, 1, NO_LABEL])[stimulus],
-    }
-
-
-def part(batch: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
-    return {name: value[rank * EACH : (rank + 1) * EACH] for name, value in batch.items()}
-
-
-def gradients(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad}
-
-
-def process(rank: int, processes: int, folder: str) -> None:
-    """What one of several processes does: all variants, through DistributedDataParallel."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting-{processes}",
-        rank=rank,
-        world_size=processes,
-        timeout=timedelta(seconds=60),
-    )
-    batch = part(joined_batch(processes), rank)
-    found = []
-    for variant in SPREAD:
-        pair = Pair(**variant)
-        wrapped = DistributedDataParallel(pair)
-        value = wrapped(batch)
-        value.backward()
-        with torch.no_grad():
-            watched, alone = pair(batch), pair(batch, gather=False)
-        found.append({"loss": value.detach(), "watched": watched, "alone": alone, "gradients": gradients(pair)})
-    torch.save(found, f"{folder}/{rank}-of-{processes}.pt")
-    distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All variants on 2 and 3 processes, from one start of Python, which takes the time."""
-    folder = tmp_path_factory.mktemp("processes")
-    launch(folder, ["-m", "tests.lightning_modules.test_infonce", str(folder)], variables={"PYTHONPATH": str(ROOT)})
-    return folder
-
-
-@pytest.fixture(params=WORLDS, ids=["2 processes", "3 processes"])
-def several(started: Path, request: pytest.FixtureRequest) -> list[list[dict[str, Any]]]:
-    """For each process, what it found for each variant."""
-    files = [started / f"{rank}-of-{request.param}.pt" for rank in range(request.param)]
-    return [torch.load(file, weights_only=True) for file in files]
-
-
-def single(number: int, processes: int) -> tuple[Tensor, dict[str, Tensor]]:
-    pair = Pair(**SPREAD[number])
-    value = pair(joined_batch(processes))
-    value.backward()
-    return value.detach(), gradients(pair)
-
-
-def every(variants: list[dict[str, Any]]) -> list[Any]:
-    return [
-        pytest.param(number, id="-".join(f"{value}" for value in variant.values()).replace("-True", "-frozen"))
-        for number, variant in enumerate(variants)
-    ]
-
-
-@pytest.mark.parametrize("number", every(SPREAD))
-def test_losses_and_gradients_are_those_of_the_joined_batch(several: list[list[dict[str, Any]]], number: int) -> None:
-    mine = [found[number] for found in several]
-    loss, expected = single(number, len(several))
-    for name in ("loss", "watched"):
-        mean = torch.stack([found[name] for found in mine]).mean()
-        torch.testing.assert_close(mean, loss, rtol=1e-6, atol=1e-6)
-    assert "loss.logit_scale" in expected
-    for found in mine:
-        assert found["gradients"].keys() == expected.keys()
-        for name, value in expected.items():
-            assert value.abs().max() > 1e-3, "nothing to compare"
-            torch.testing.assert_close(found["gradients"][name], value, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("number", every(SPREAD))
-def test_without_gathering_a_process_is_alone(several: list[list[dict[str, Any]]], number: int) -> None:
-    joined = joined_batch(len(several))
-    for rank, found in enumerate(several):
-        expected = Pair(**SPREAD[number])(part(joined, rank)).detach()
-        torch.testing.assert_close(found[number]["alone"], expected, rtol=1e-6, atol=1e-6)
-        assert abs(found[number]["alone"] - found[number]["loss"]) > 1e-2, "gathering made no difference"
-
-
-if __name__ == "__main__":
-    for world in WORLDS:
-        multiprocessing.start_processes(process, (world, sys.argv[1]), nprocs=world, start_method="fork")

@@ -19,15 +19,11 @@ from contracts import ContractError, Layout, Output
 from datamodules import EmbeddingOptions
 from lightning_modules import LEA, FmriMAE, MaskGIT, PixelRidge, RidgeAlignment
 from tests.formats.recording import Recording
+from tests.lightning_modules.advice import FEW_BATCHES
 from tests.lightning_modules.brains import TINY
 from tests.lightning_modules.fitting import made_up, maskgit, pictured, tokenizer, trainer, whole
 
-# Lightning advises more worker processes for any data set, and a shorter logging interval for few batches
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-]
+pytestmark = FEW_BATCHES
 Array = np.ndarray[Any, Any]
 S = TypeVar("S", bound=RidgeAlignment)
 CONDITIONS: list[Any] = ["encoded", "shuffled", "noise"]

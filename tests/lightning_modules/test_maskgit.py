@@ -21,18 +21,13 @@ from datamodules import EmbeddingOptions
 from lightning_modules import MaskGIT
 from lightning_modules.networks.row_random import row_uniform
 from lightning_modules.networks.token_sampling import sample_codes
-from tests.experiments.launching import launch
 from tests.formats.recording import Recording
+from tests.lightning_modules.advice import NO_VALIDATION
 from tests.lightning_modules.brains import without_key_bias
 from tests.lightning_modules.fitting import SMALL_MASKGIT, copied, maskgit, pictured, shown, tokenizer, trainer
+from tests.lightning_modules.processes import call_anew
 
-# Lightning advises more worker processes for any data set, a shorter logging interval for few batches, and validation
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-]
+pytestmark = NO_VALIDATION
 N = 16
 
 
@@ -351,12 +346,7 @@ def test_losses_weights_and_pictures_do_not_depend_on_the_number_of_processes(tm
     sizes: dict[str, Any] = {"classes": 3, "train": 6, "test": 3, "validation": 0.17}
     tokenizer(pictured(tmp_path / "stores-1", **sizes), tmp_path / "tokenizer.ckpt", epochs=2)
     fit_and_draw(tmp_path)
-    (tmp_path / "script.py").write_text(
-        "from pathlib import Path\n"
-        f"from {__name__} import fit_and_draw\n"
-        "fit_and_draw(Path(), devices=2, batch_size=4)\n"
-    )
-    launch(tmp_path, ["script.py"], variables={"PYTHONPATH": str(Path(__file__).parents[2])})
+    call_anew(fit_and_draw, tmp_path, folder=tmp_path, devices=2, batch_size=4)
     one, *two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     assert len(set(one["losses"])) == len(one["losses"]) >= 4
     for process in two:

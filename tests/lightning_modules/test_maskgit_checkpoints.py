@@ -15,6 +15,7 @@ from contracts import ContractError
 from datamodules import EmbeddingOptions
 from lightning_modules import MaskGIT, Tokenizer
 from tests.experiments.test_resume import assert_equal
+from tests.lightning_modules.advice import NO_VALIDATION
 from tests.lightning_modules.fitting import (
     SMALL_MASKGIT,
     SMALL_TOKENIZER,
@@ -27,13 +28,7 @@ from tests.lightning_modules.fitting import (
     trainer,
 )
 
-# Lightning advises more worker processes for any data set, a shorter logging interval for few batches, and validation
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-]
+pytestmark = NO_VALIDATION
 
 
 @pytest.fixture(scope="module")

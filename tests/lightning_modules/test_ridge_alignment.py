@@ -7,20 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
 from sklearn.linear_model import Ridge
 
 from callbacks import Encoding, Identification, Score
 from contracts import ContractError
 from datamodules import EmbeddingOptions, LoaderOptions, Phantom, PhantomOptions, SampleOptions, SplitOptions
 from lightning_modules import RidgeAlignment
+from tests.lightning_modules.advice import FEW_BATCHES
+from tests.lightning_modules.fitting import trainer
 
+pytestmark = FEW_BATCHES
 SMALL = {"people": 1, "train_images": 6, "test_images": 2, "train_repetitions": 2, "test_repetitions": 4}
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("stores")
 
 
 def phantom(stores: Path, batch_size: int = 50, validation: float = 0.0, **options: object) -> Phantom:
@@ -34,32 +31,9 @@ def phantom(stores: Path, batch_size: int = 50, validation: float = 0.0, **optio
     )
 
 
-def trainer(folder: Path, *callbacks: Identification | Encoding) -> Trainer:
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=list(callbacks),
-    )
-
-
-# Lightning advises more worker processes for any data set, and a shorter logging interval for few batches
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-]
-
-
 def fit(data: Phantom, folder: Path, **options: object) -> RidgeAlignment:
     model = RidgeAlignment(data.layout, **options)
-    trainer(folder).fit(model, datamodule=data)
+    trainer(folder, max_epochs=1).fit(model, datamodule=data)
     return model
 
 
@@ -148,7 +122,7 @@ def test_validation_uses_the_solution_of_the_epoch(stores: Path, tmp_path: Path)
     data = phantom(stores, validation=0.2)
     score = Identification()
     model = RidgeAlignment(data.layout)
-    run = trainer(tmp_path, score)
+    run = trainer(tmp_path, score, max_epochs=1)
     run.fit(model, datamodule=data)
     assert float(run.callback_metrics["validation/test/two_way"]) > 0.7
     assert score.scores[0].p_value is None

@@ -16,15 +16,11 @@ from contracts import ContractError
 from datamodules import EmbeddingOptions, LoaderOptions, SampleOptions, SignalAxes, SplitOptions, Stimuli
 from lightning_modules import FmriMAE, RidgeAlignment
 from tests.formats.recording import Recording, change, experiment, pictures
+from tests.lightning_modules.advice import FEW_BATCHES
 from tests.lightning_modules.brains import TINY
 from tests.lightning_modules.fitting import trainer, whole
 
-# Lightning advises more worker processes for any data set, and a shorter logging interval for few batches
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-]
+pytestmark = FEW_BATCHES
 Array = np.ndarray[Any, Any]
 PEOPLE = {"01": (12,), "02": (9,)}
 LEA: dict[str, Any] = {"alpha": 500.0, "decode_intercept": False, "encode_intercept": True}

@@ -21,17 +21,12 @@ from datamodules import LoaderOptions, SplitOptions, VanGerven2010
 from datamodules.core.views import ViewOptions
 from lightning_modules import FSQAutoencoder, ImageTokenizer, MaskGitVQGAN, Tokenizer
 from lightning_modules.networks.image_tokenizers import FiniteScalarQuantizer
-from tests.experiments.launching import launch
 from tests.formats import vangerven2010
+from tests.lightning_modules.advice import NO_VALIDATION
 from tests.lightning_modules.fitting import SMALL_TOKENIZER, copied, made_up, pictured, shown, tokenizer, trainer
+from tests.lightning_modules.processes import call_anew
 
-# Lightning advises more worker processes for any data set, a shorter logging interval for few batches, and validation
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-]
+pytestmark = NO_VALIDATION
 Array = np.ndarray[Any, Any]
 LEVELS = ([2], [3], [4, 4, 4], [5, 3], [8, 5, 2], [7, 6, 5])
 every_grid = pytest.mark.parametrize("levels", LEVELS, ids=str)
@@ -326,12 +321,7 @@ def fit_and_validate(folder: Path, *, devices: int = 1, batch_size: int = 8) -> 
 @pytest.mark.full
 def test_losses_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     fit_and_validate(tmp_path)
-    (tmp_path / "script.py").write_text(
-        "from pathlib import Path\n"
-        f"from {__name__} import fit_and_validate\n"
-        "fit_and_validate(Path(), devices=2, batch_size=4)\n"
-    )
-    launch(tmp_path, ["script.py"], variables={"PYTHONPATH": str(Path(__file__).parents[2])})
+    call_anew(fit_and_validate, tmp_path, folder=tmp_path, devices=2, batch_size=4)
     one, two = (json.loads((tmp_path / f"{devices}.json").read_text()) for devices in (1, 2))
     assert one["after"] == pytest.approx(one["validation/loss"], rel=1e-5)
     for name in ("validation/loss", "train/loss_epoch", "after"):

@@ -1,6 +1,3 @@
-import socket
-from datetime import timedelta
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,6 +5,7 @@ import torch.multiprocessing as mp
 
 from callbacks.metrics import IdentificationMetric, PearsonMetric
 from contracts import PADDING, Gallery
+from tests.lightning_modules.processes import group
 
 N = 23
 
@@ -34,31 +32,20 @@ def _scores(rank, world, silent):
     return [(e.name, e.value, e.low, e.high, e.p_value, e.n) for e in results]
 
 
-def _process(rank, world, port, silent, queue):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
-    queue.put(_scores(rank, world, silent))
-    dist.barrier()
-    dist.destroy_process_group()
+def _process(rank, world, folder, silent, queue):
+    with group(folder, rank, world):
+        queue.put(_scores(rank, world, silent))
+        dist.barrier()
 
 
 @pytest.mark.parametrize(
     ("world", "silent"),
     [pytest.param(2, None, marks=pytest.mark.full), (2, 1), pytest.param(3, 0, marks=pytest.mark.full)],
 )
-def test_processes_agree(world, silent):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+def test_processes_agree(tmp_path, world, silent):
     alone = _scores(0, 1, None)
     queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_process, (world, port, silent, queue), nprocs=world)
+    mp.spawn(_process, (world, tmp_path, silent, queue), nprocs=world)
     for _ in range(world):
         for ours, theirs in zip(alone, queue.get(), strict=True):
             assert ours[0] == theirs[0]

@@ -67,7 +67,7 @@ class Identification(ScoreCallback):
         scores: list[Score] = []
         given = [name for name in self.optional_galleries if all(name in part.context.galleries for part in parts)]
         for name in (*self.galleries, *given):
-            galleries = _joint_galleries(parts, name)
+            galleries = joint_galleries(parts, name)
             if len(galleries[0].stimulus) < 2:
                 # one fold of leave-one-picture-out; joining the folds gives a gallery of all
                 rank_zero_warn(
@@ -76,7 +76,7 @@ class Identification(ScoreCallback):
                 continue
             for subject in subjects_of(parts):
                 blocks = [
-                    _block(part.outputs[subject], gallery, self.query)
+                    block_of(part.outputs[subject], gallery, self.query)
                     for part, gallery in zip(parts, galleries, strict=True)
                     if subject in part.outputs
                 ]
@@ -124,8 +124,12 @@ class Identification(ScoreCallback):
         return {estimate.name: estimate.value for estimate in self._identify([known], resample=False)}
 
 
-def _joint_galleries(parts: Sequence[Part], name: str) -> list[Gallery]:
-    """One gallery a part, all of the same items: folds embed the pictures in spaces of their own."""
+def joint_galleries(parts: Sequence[Part], name: str) -> list[Gallery]:
+    """Return one gallery a part, all of the same items: folds embed the pictures in spaces of their own.
+
+    Raises:
+        ContractError: No such gallery.
+    """
     for part in parts:
         if name not in part.context.galleries:
             raise ContractError(f"no gallery {name!r}; this data set has {', '.join(part.context.galleries)}")
@@ -148,7 +152,14 @@ def _joint_galleries(parts: Sequence[Part], name: str) -> list[Gallery]:
     return joint
 
 
-def _block(outputs: Output, gallery: Gallery, query: str) -> Block:
+def block_of(outputs: Output, gallery: Gallery, query: str) -> Block:
+    """Return the queries of a person with their gallery.
+
+    Args:
+        outputs: Outputs of the person.
+        gallery: Among what each query is looked for.
+        query: Name of the queries in the outputs.
+    """
     # centres and texts stand for classes
     target = outputs["label"] if gallery.kind in ("class_centre", "text") else outputs["stimulus"]
     return Block(

@@ -147,8 +147,11 @@ def load_pictures(path: Path) -> Pictures:
         with safe_open(path, framework="pt") as file:
             names = {int(number): name for number, name in json.loads(file.metadata()["names"]).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"cannot read {path}: {error}; test the run again") from error
+        for name in tensors:
+            if name.endswith("/bytes"):
+                _check_pictures(name.removesuffix("/bytes"), tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"cannot read {path}: {type(error).__name__}: {error}; test the run again") from error
     generated: dict[str, dict[int, list[bytes]]] = {}
     for name in tensors:
         group, _, rest = name.partition("/")
@@ -166,6 +169,12 @@ def _packed(name: str, numbers: Sequence[int], encoded: Sequence[bytes]) -> dict
         f"{name}/end": torch.tensor([len(each) for each in encoded], dtype=torch.int64).cumsum(0),
         f"{name}/number": torch.tensor(numbers, dtype=torch.int64),
     }
+
+
+def _check_pictures(name: str, tensors: Mapping[str, Tensor]) -> None:
+    for number, picture in _unpacked(name, tensors):
+        if not picture.startswith((b"\x89PNG", b"RIFF")):
+            raise ValueError(f"{name} picture of {number} is neither PNG nor WebP: it starts with {picture[:4]!r}")
 
 
 def _unpacked(name: str, tensors: Mapping[str, Tensor]) -> list[tuple[int, bytes]]:

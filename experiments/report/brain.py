@@ -62,6 +62,8 @@ class _Person:
         """Voxels of each region, and of all together."""
         ends = np.cumsum([0, *self.rois.values()]).tolist()
         regions = {name: slice(*ends[i : i + 2]) for i, name in enumerate(self.rois)}
+        # of voxels that do not vary there is nothing to tell
+        regions = {name: where for name, where in regions.items() if np.isfinite(self.r[where]).any()}
         return regions | {WHOLE: slice(None)} if len(regions) != 1 else regions
 
 
@@ -81,7 +83,7 @@ def section(runs: Sequence[Run]) -> Section | None:
             (tested, person)
             for tested in members
             for person in _people_of(tested)
-            if tested.outputs(person, "predicted_signal") is not None
+            if all(tested.outputs(person, name) is not None for name in ("predicted_signal", "signal"))
         ]
         if scored:
             parts += _show(title, scored)
@@ -114,7 +116,14 @@ def _show(title: str, people: Sequence[tuple[Tested, str]]) -> list[Part]:
     parts: list[Part] = []
     if len(people) > PEOPLE:
         parts.append(Note(f"{title}: the first {PEOPLE} of {len(people)} people are shown."))
-    scored = [(tested, _score(tested, person)) for tested, person in people[:PEOPLE]]
+    scored = []
+    for tested, name in people[:PEOPLE]:
+        try:
+            scored.append((tested, _score(tested, name)))
+        except ValueError as error:
+            parts.append(Note(f"{title}: nothing to show of sub-{name} ({error})."))
+    if not scored:
+        return parts
     parts += [_regions(title, [person for _, person in scored]), _histogram(title, [person for _, person in scored])]
     reasons: dict[str, list[str]] = {}
     for tested, person in scored:
@@ -138,6 +147,8 @@ def _score(tested: Tested, person: str) -> _Person:
         predicted, signal = (rearrange(x, "n v t -> (n t) v") for x in (predicted, signal))
     found = resampled_pearson(predicted, signal, stimulus, n_permutations=PERMUTATIONS, n_bootstraps=BOOTSTRAPS)
     r, permuted, resampled = (values.numpy() for values in found)
+    if not np.isfinite(r).any():
+        raise ValueError("no voxel varies over the test samples")
     # that of a fold is not that of all folds together
     ceiling = tested.parts[0].context.encoding_ceiling.get(person) if len(tested.parts) == 1 else None
     return _Person(

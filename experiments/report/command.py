@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
+from filelock import FileLock
 from jsonargparse import ArgumentParser
 
 from callbacks.whole_file import whole_file
@@ -48,10 +50,18 @@ def write_report(runs: list[str], to: str | None = None, title: str | None = Non
     sections = [section for module in modules if (section := module.section(found)) is not None]
     about = f"{number}, written on {date.today().strftime('%-d %B %Y')}"
     text = page.render(_title(found) if title is None else title, sections, about)
-    with whole_file(target, "name another file with --to") as partial:
-        partial.write_text(text, encoding="utf-8")
+    _write(target, text)
     print(f"report of {number}: {target} ({target.stat().st_size / 1e6:.1f} MB)")
     return target
+
+
+def _write(target: Path, text: str) -> None:
+    """Write the page; at one time one process does."""
+    with _says_where(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(f".{target.name}.lock")).acquire()
+    with lock, whole_file(target, "name another file with --to") as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _target(runs: Sequence[Run], to: str | None) -> Path:
@@ -63,12 +73,22 @@ def _target(runs: Sequence[Run], to: str | None) -> Path:
         target = Path(to).expanduser()
     if target.suffix.lower() not in (".html", ".htm"):
         raise DataError(f"a report is an HTML file, found --to={to}; end its name in .html")
-    if target.is_dir():
-        raise DataError(f"{target} is a folder; name a file with --to")
-    folder = next(place for place in target.absolute().parents if place.exists())
+    with _says_where(target):
+        if target.is_dir():
+            raise DataError(f"{target} is a folder; name a file with --to")
+        folder = next(place for place in target.absolute().parents if place.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise DataError(f"cannot write {target}: {folder} takes no files; name another place with --to")
     return target
+
+
+@contextmanager
+def _says_where(target: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a place, such as too long a name."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror or error}; name another file with --to") from error
 
 
 def _title(runs: Sequence[Run]) -> str:

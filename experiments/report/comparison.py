@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from callbacks.metrics.resampling import few_stimuli
-from experiments.report.drawing import GREY, INK, PALETTE, interval, number, rounded, style
+from experiments.report.drawing import GREY, INK, PALETTE, interval, number, person, rounded, shortened, style
 from experiments.report.folds import Tested, blocks_of, gallery_of
 from experiments.report.page import Chart, Note, Part, Table
 from experiments.report.paired import (
@@ -30,6 +30,7 @@ ALL_PAIRS = 6
 
 SIGNIFICANT = 0.05
 MEAN = "mean"
+_LETTERS = 28  # of the name of a run beside the chart
 _PICTURES = {"pixcorr": "pixcorr@", "ssim": "ssim@", "lpips": "lpips|"}
 """Scores of generated pictures that are kept sample by sample, and how the names of these entries begin."""
 
@@ -74,7 +75,7 @@ def comparison(tested: Sequence[Tested]) -> list[Part]:
         kept = [each for each in own if each.parts]
         if len(kept) < len(own):
             told.append(f"{len(own) - len(kept)} runs on {data} have kept no outputs.")
-        for measure, measured in _measure(kept).items():
+        for measure, measured in _measure(kept, told).items():
             rows += _compare(data, measure, measured, told)
     data_sets = list(dict.fromkeys(each.data for each in tested))
     if len(data_sets) > 1:
@@ -88,14 +89,19 @@ def comparison(tested: Sequence[Tested]) -> list[Part]:
 # ---- scores stimulus by stimulus ---------------------------------------------------------------------
 
 
-def _measure(tested: Sequence[Tested]) -> dict[str, Measured]:
-    """Scores of every person for every run, by measure."""
+def _measure(tested: Sequence[Tested], told: list[str]) -> dict[str, Measured]:
+    """Scores of every person for every run, by measure; tells of outputs that cannot be scored."""
     found: dict[str, Measured] = {}
     often = Counter(subject for each in tested for subject in each.subjects)
     for each in tested:
         # a person whom a single run tested is compared with nobody
         for subject in [subject for subject in each.subjects if often[subject] > 1]:
-            for measure, values in _values(each, subject).items():
+            try:
+                of_person = _values(each, subject)
+            except ValueError as error:
+                told.append(f"{each.title}, {person(subject)}: {error}.")
+                continue
+            for measure, values in of_person.items():
                 found.setdefault(measure, {}).setdefault(subject, {})[each] = values
     return found
 
@@ -199,7 +205,8 @@ def _rows(data: str, measure: str, subject: str, own: dict[str, Values], pairs: 
 def _chart(rows: Sequence[Row]) -> Chart:
     measures = list(dict.fromkeys(row.measure for row in rows))
     several = len({row.data for row in rows}) > 1
-    labels = list(dict.fromkeys(_label(row, several=several) for row in rows))
+    names = {_label(row, several=several): _label(row, several=several, most=_LETTERS) for row in rows}
+    labels = list(names)
     figure = make_subplots(1, len(measures), subplot_titles=measures, shared_yaxes=True, horizontal_spacing=0.03)
     for column, measure in enumerate(measures, start=1):
         own = [row for row in rows if row.measure == measure]
@@ -230,7 +237,13 @@ def _chart(rows: Sequence[Row]) -> Chart:
         )
         figure.add_vline(x=0, line={"color": INK, "dash": "dot", "width": 1.5}, row=1, col=column)
     style(figure, 120 + 24 * len(labels), top=50)
-    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], tickfont={"size": 11})
+    figure.update_yaxes(
+        categoryorder="array",
+        categoryarray=labels[::-1],
+        tickvals=labels,
+        ticktext=list(names.values()),
+        tickfont={"size": 11},
+    )
     figure.update_yaxes(range=[-0.7, len(labels) - 0.3])
     caption = (
         "Paired differences over stimuli: the first run less the second, right of the dotted line where the first is "
@@ -243,9 +256,10 @@ def _chart(rows: Sequence[Row]) -> Chart:
     return Chart(figure, caption, f"Differences between runs in {', '.join(measures)}")
 
 
-def _label(row: Row, *, several: bool) -> str:
-    person = row.subject if row.subject.startswith(MEAN) else f"sub-{row.subject}"
-    return f"{row.left} − {row.right}  {f'{row.data} ' if several else ''}{person}"  # noqa: RUF001  (minus sign)
+def _label(row: Row, *, several: bool, most: int | None = None) -> str:
+    """Which runs and person a row is about, the names of runs in at most so many letters."""
+    left, right = (name if most is None else shortened(name, most) for name in (row.left, row.right))
+    return f"{left} − {right}  {f'{row.data} ' if several else ''}{person(row.subject)}"  # noqa: RUF001  (minus sign)
 
 
 def _hover(row: Row) -> str:

@@ -47,7 +47,7 @@ def key_of(run: Run) -> str:
     """What the analysis of a run depends on: its data with all options, and how it is done."""
     assert run.part is not None
     facts = {
-        "data": run.config["data"],
+        "data": run.config.get("data"),
         "layout": run.part.context.layout,
         "method": inspect.getsource(time_resolved),
     }

@@ -66,11 +66,17 @@ def geometry(blocks: list[Block]) -> Geometry:
 
     Args:
         blocks: Queries with their gallery, one block a fold.
+
+    Raises:
+        ValueError: A stimulus is not in the gallery.
     """
     found = []
     for block in blocks:
         assert block.queries is not None
         assert block.gallery is not None
+        missing = int((~torch.isin(block.stimulus, block.gallery_stimulus)).sum())
+        if missing:
+            raise ValueError(f"{missing} of {len(block.stimulus)} queries are about what is not in the gallery")
         own = columns_of(block.stimulus, block.gallery_stimulus)
         found.append((block.stimulus, block.label, block.queries.double(), block.gallery[own].double()))
     stimulus, label, brain, image = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -53,13 +54,27 @@ def symbol(number: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three decimals, or a dash."""
-    return "-" if value is None else f"{value:.3f}"
+    """Three decimals, or a dash where there is no number."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Both ends of an interval, or a dash."""
-    return "-" if low is None or high is None else f"{low:.3f} .. {high:.3f}"
+    """Both ends of an interval, or a dash where one of them is no number."""
+    ends = number(low), number(high)
+    return "-" if "-" in ends else " .. ".join(ends)
+
+
+def person(subject: str) -> str:
+    """What a person is called; means are of several people, and pictures of none."""
+    return subject if subject.startswith(("mean", "pictures")) else f"sub-{subject}"
+
+
+def shortened(name: str, most: int = 24) -> str:
+    """A name of at most so many letters: of a longer one its beginning and end."""
+    if len(name) <= most:
+        return name
+    end = most // 2
+    return f"{name[: most - end - 1]}…{name[-end:]}"
 
 
 def rounded(values: Sequence[float | None]) -> list[float | None]:

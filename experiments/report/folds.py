@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from callbacks import Part, read_scores
+from callbacks.identification import block_of, joint_galleries
 from callbacks.metrics import Block
 from callbacks.score import subjects_of
 from contracts import Score
 from experiments.report.runs import Run
 
+QUERY = "brain_embedding"
 _FOLD = re.compile(r"_fold-\d+$")
 
 
@@ -101,36 +103,18 @@ def gallery_of(part: Part, subject: str) -> str:
 
 
 def blocks_of(tested: Tested, subject: str) -> list[Block]:
-    """Decoded embeddings of a person with the gallery of test pictures, one block a fold.
-
-    Folds embed pictures in spaces of their own, so each brings the embeddings of all pictures that any of them tests.
+    """Decoded embeddings of a person with the gallery of test pictures, one block a fold, as the scores have them.
 
     Returns:
         The blocks; none where nothing was decoded.
     """
     parts = [part for part in tested.parts if subject in part.outputs]
-    name = gallery_of(parts[0], subject) if parts else "test"
-    if not all("brain_embedding" in part.outputs[subject] and name in part.context.galleries for part in parts):
-        return []
     if not parts:
         return []
-    shown = torch.cat([part.context.galleries[name].stimulus for part in parts]).unique()
-    joint = "all" if len(parts) > 1 and parts[0].context.galleries[name].kind == "image" else name
-    if not all(joint in part.context.galleries for part in parts):
+    name = gallery_of(parts[0], subject)
+    if not all(QUERY in part.outputs[subject] and name in part.context.galleries for part in parts):
         return []
-    blocks = []
-    for part in parts:
-        gallery, outputs = part.context.galleries[joint], part.outputs[subject]
-        mine = torch.isin(gallery.stimulus, shown)
-        blocks.append(
-            Block(
-                queries=outputs["brain_embedding"],
-                # centres and texts stand for classes
-                stimulus=outputs["label" if gallery.kind in ("class_centre", "text") else "stimulus"],
-                label=outputs["label"],
-                gallery=gallery.embedding[mine],
-                gallery_stimulus=gallery.stimulus[mine],
-                gallery_label=gallery.label[mine],
-            )
-        )
-    return blocks
+    return [
+        block_of(part.outputs[subject], gallery, QUERY)
+        for part, gallery in zip(parts, joint_galleries(parts, name), strict=True)
+    ]

@@ -4,6 +4,7 @@
   const AT_ONCE = 48; // cards drawn when the end of those before comes into sight
   const STRIP = 2; // cards of each of best, median and worst
   const PRINTED_WIDTH = 680; // CSS pixels of A4 between margins
+  const SHORT = 32; // letters of a text in a table that is not broken into lines
   const SHARP = 48; // pictures of fewer pixels a side are enlarged without smoothing
   const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 
@@ -79,10 +80,11 @@
   for (const button of document.querySelectorAll("th button")) {
     button.addEventListener("click", () => sortBy(button.closest("table"), button.parentElement.cellIndex));
   }
-  // a column is set as numbers where all of it is
+  // a column is set as numbers where all of it is; short texts stand in one line
   for (const table of document.querySelectorAll("table")) {
     [...table.tHead.rows[0].cells].forEach((heading, column) => {
       const cells = [...table.tBodies[0].rows].map((row) => row.cells[column]);
+      for (const cell of cells) cell.classList.toggle("short", cell.textContent.length <= SHORT);
       const texts = cells.map((cell) => cell.textContent.trim()).filter((text) => !["", "-", "–"].includes(text));
       if (!texts.length || !texts.every((text) => /^[<>≤≥~\s]*[-+\u2212]?[\d.]/.test(text))) return;
       for (const cell of [heading, ...cells]) cell.classList.add("number");

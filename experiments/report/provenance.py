@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from contracts import parts_of
 from experiments.report.folds import gather_folds
 from experiments.report.page import Folded, Note, Part, Section, Table
@@ -136,8 +134,8 @@ def _differs(key: str, groups: Sequence[_Alike]) -> bool:
 
 def _entries(run: Run) -> dict[str, str]:
     """How it was trained counts, where that was kept."""
-    text = run.configs.get("fit", run.configs.get("test"))
-    return {} if text is None else flatten(yaml.safe_load(text))
+    entries = run.resolved.get("fit") or run.resolved.get("test")
+    return flatten(entries) if entries else {}
 
 
 def _value(value: str | None) -> str:
@@ -234,7 +232,7 @@ def _data(runs: Sequence[Run]) -> list[Part]:
 
 
 def _range(shapes: Sequence[str]) -> str:
-    different = sorted(set(shapes))
+    different = sorted(set(shapes), key=lambda shape: [int(size) for size in shape.split(" x ")])
     return different[0] if len(different) == 1 else f"{different[0]} .. {different[-1]}"
 
 

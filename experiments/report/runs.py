@@ -5,23 +5,23 @@ from __future__ import annotations
 import csv
 import glob
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
 
 from callbacks import Part, load_part, load_pictures, read_scores
 from callbacks.picture_record import Pictures
-from contracts import DataError, Score, UserError
+from contracts import PASSED_THROUGH, DataError, LayoutOfOne, Score, UserError
 from datamodules import DataModule
 from experiments.arguments import Parser
 
+LEVELS = ("<data>", "<people>", "<stage>", "<name>")
+"""Folders by which a run is named."""
 RESULTS = ("scores.json", "outputs.safetensors")
 """What a test leaves; a folder with any of these is a run to report on."""
 
@@ -66,14 +66,20 @@ class Run:
         """Scores of the test; empty where nothing scored it."""
         file = self.folder / "scores.json"
         with _whole(file):
-            return read_scores(file) if file.exists() else []
+            scores = read_scores(file) if file.exists() else []
+            for score in scores:
+                _check_numbers(score)
+        return scores
 
     @cached_property
     def part(self) -> Part | None:
         """Outputs of the test by person, and their context (galleries, layout); None where none were kept."""
         file = self.folder / "outputs.safetensors"
         with _whole(file):
-            return load_part(file) if file.exists() else None
+            part = load_part(file) if file.exists() else None
+            if part is not None:
+                _check_entries(part)
+        return part
 
     @cached_property
     def pictures(self) -> Pictures | None:
@@ -83,21 +89,35 @@ class Run:
             return load_pictures(file) if file.exists() else None
 
     @cached_property
+    def configs(self) -> dict[str, str]:
+        """The resolved configurations as they are in the run folder, by command (``fit``, ``test``)."""
+        found = {}
+        for command in ("fit", "test"):
+            file = self._config_file(command)
+            if file.exists():
+                with _whole(file):
+                    found[command] = file.read_text()
+        return found
+
+    @cached_property
+    def resolved(self) -> dict[str, dict[str, Any]]:
+        """Entries of the resolved configurations, by command."""
+        found = {}
+        for command, text in self.configs.items():
+            with _whole(self._config_file(command)):
+                found[command] = _named_entries(yaml.safe_load(text))
+        return found
+
+    @property
     def config(self) -> dict[str, Any]:
         """The resolved configuration of the test, or else of the fit."""
         for command in ("test", "fit"):
-            file = self.folder / f"config_{command}.yaml"
-            if file.exists():
-                with _whole(file):
-                    config: dict[str, Any] = yaml.safe_load(file.read_text())
-                return config
+            if command in self.resolved:
+                return self.resolved[command]
         raise DataError(f"{self.folder} has no config_test.yaml; test the run again")
 
-    @cached_property
-    def configs(self) -> dict[str, str]:
-        """The resolved configurations as they are in the run folder, by command (``fit``, ``test``)."""
-        files = {command: self.folder / f"config_{command}.yaml" for command in ("fit", "test")}
-        return {command: file.read_text() for command, file in files.items() if file.exists()}
+    def _config_file(self, command: str) -> Path:
+        return self.folder / f"config_{command}.yaml"
 
     @cached_property
     def about(self) -> dict[str, dict[str, Any]]:
@@ -106,7 +126,7 @@ class Run:
         found = {}
         for file in files:
             with _whole(file):
-                found[file.stem.removeprefix("about_")] = json.loads(file.read_text())
+                found[file.stem.removeprefix("about_")] = _named_entries(json.loads(file.read_text()))
         return found
 
     @cached_property
@@ -131,6 +151,8 @@ class Run:
         parser = Parser(prog="neuroalign report", parser_mode="omegaconf+", exit_on_error=False)
         parser.add_subclass_arguments(DataModule, "data", required=True)
         try:
+            if "data" not in self.config:
+                return "its configuration names no data set"
             module: DataModule = parser.instantiate_classes(parser.parse_object({"data": self.config["data"]})).data
             missing = module.missing_stores()
         except UserError as error:
@@ -145,9 +167,38 @@ def _whole(file: Path) -> Iterator[None]:
     """Say in one line which file of a run is damaged."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
+    except KeyError as error:
+        raise DataError(f"cannot read {file}: it has no {error}; test the run again") from error
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
         found = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"cannot read {file}: {found}; test the run again") from error
+
+
+def _named_entries(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise TypeError(f"named entries were expected, found {type(content).__name__}")
+    return content
+
+
+def _check_numbers(score: Score) -> None:
+    for name in ("value", "low", "high", "p_value", "chance", "ceiling"):
+        value = getattr(score, name)
+        if not isinstance(value, int | float) and (value is not None or name == "value"):
+            raise TypeError(f"{name} of the score {score.name} is {value!r}, not a number")
+
+
+def _check_entries(part: Part) -> None:
+    """Refuse outputs without what every page shows, such as those of another version."""
+    layout = part.context.layout
+    for each in (layout, *layout.get("parts", {}).values()):
+        lacking = sorted(LayoutOfOne.__required_keys__ - each.keys())
+        if lacking:
+            raise ValueError(f"its layout has no {', '.join(lacking)}, such as that of another version")
+    for subject, output in part.outputs.items():
+        lengths = {name: len(output[name]) for name in PASSED_THROUGH if name != "subject"}
+        lengths |= {name: len(values) for name, values in output.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"outputs of person {subject} differ in length: {lengths}")
 
 
 def find_runs(patterns: Sequence[str]) -> list[Run]:
@@ -158,26 +209,21 @@ def find_runs(patterns: Sequence[str]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for pattern in patterns:
-        folders = [Path(name) for name in sorted(glob.glob(pattern))]
+        whole = Path(pattern).expanduser()
+        # a name may hold brackets, which are more than a part of a name to glob
+        folders = [whole] if whole.exists() else [Path(name) for name in sorted(glob.glob(str(whole)))]
         tested = sorted({file.parent for folder in folders for name in RESULTS for file in folder.rglob(name)})
         if not tested:
             raise DataError(
                 f"no tested run in {pattern}: {len(folders)} folders of that name, none with {' or '.join(RESULTS)}; "
                 "train and test first (make score-<stage>), or change RUN"
             )
-        found |= {folder.absolute(): Run(folder) for folder in tested}
+        for folder in tested:
+            if len(folder.absolute().parts) <= len(LEVELS):
+                raise DataError(
+                    f"the run {folder.absolute()} lies too high: names are read from <root>/{'/'.join(LEVELS)}; "
+                    "copy it with the folders above it"
+                )
+            # the same folder, however it is named
+            found.setdefault(folder.resolve(), Run(folder))
     return list(found.values())
-
-
-def by_person(runs: Sequence[Run]) -> Mapping[tuple[str, str, str], list[Run]]:
-    """Group the runs of one data set, stage and person: the folds of a cross-validation."""
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.data, run.stage, run.people), []).append(run)
-    return groups
-
-
-def similarity(left: Tensor, right: Tensor) -> Tensor:
-    """Cosine similarity of all pairs of rows, ``(n, D)`` and ``(m, D)`` -> ``(n, m)``, float64."""
-    unit = [torch.nn.functional.normalize(rows.double(), dim=1) for rows in (left, right)]
-    return unit[0] @ unit[1].T

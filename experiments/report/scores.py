@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -183,7 +184,7 @@ def _chart(points: Sequence[Point], title: str, stages: Sequence[str]) -> Chart:
     caption = (
         f"Scores of {title}, each with its 95 % interval over stimuli. Dotted lines are chance, solid lines the noise "
         f"ceiling where it is known. Filled points have p < {SIGNIFICANT:g} against permuted stimuli, one-sided and "
-        "of each score alone; open ones do not; diamonds are means over people, without interval." + left_out
+        "of each score alone; open ones have not, or no p; diamonds are means over people, without interval." + left_out
     )
     return Chart(figure, caption, f"{', '.join(shown)} of {', '.join(own_stages)} with intervals and chance")
 
@@ -236,10 +237,15 @@ def _level_ends(
 def _range(panel: Sequence[Point]) -> list[float]:
     """Ends of an axis that shows all of the values, intervals and levels, with room for the name of a data set."""
     scores = [point.score for point in panel]
-    known = [v for s in scores for v in (s.value, s.low, s.high, s.chance, s.ceiling) if v is not None]
+    shown = [v for s in scores for v in (s.value, s.low, s.high, s.chance, s.ceiling) if v is not None]
+    known = [value for value in shown if math.isfinite(value)] or [0.0, 1.0]
     room = max(max(known) - min(known), 0.1)
     several = len({point.data for point in panel}) > 1
     return [min(known) - 0.05 * room, max(known) + (0.16 if several else 0.05) * room]
+
+
+def _significant(score: Score) -> bool:
+    return score.p_value is not None and score.p_value < SIGNIFICANT
 
 
 def _points_of(points: Sequence[Point], x: Sequence[float], series: int) -> go.Scatter:
@@ -255,9 +261,7 @@ def _points_of(points: Sequence[Point], x: Sequence[float], series: int) -> go.S
         showlegend=False,
         marker={"color": colour(series), "size": 8},
         marker_symbol=[
-            "diamond"
-            if score.subject == MEAN
-            else symbol(series) + ("-open" if (score.p_value or 0.0) >= SIGNIFICANT else "")
+            "diamond" if score.subject == MEAN else symbol(series) + ("" if _significant(score) else "-open")
             for score in scores
         ],
         text=[_hover(point) for point in points],
@@ -355,7 +359,7 @@ def _table(points: Sequence[Point]) -> Table:
     constant = {
         key: rows[0][key]
         for key in ("data", "stage", "run", "subject", "protocol")
-        if len({row[key] for row in rows}) == 1 and len(rows) > 1
+        if len({row[key] for row in rows}) == 1 and len(rows) > 1 and rows[0][key]
     }
     shown = [key for key in rows[0] if key not in constant and any(row[key] for row in rows)]
     told = [f"{', '.join(f'{key}: {value}' for key, value in constant.items())}."] if constant else []

@@ -14,7 +14,7 @@ from torch import Tensor
 from callbacks.metrics.resampling import few_stimuli
 from contracts import NO_LABEL
 from experiments.report.dissimilarity import Agreement, Geometry, agreement, dissimilarity, geometry
-from experiments.report.drawing import interval, number, style
+from experiments.report.drawing import interval, number, shortened, style
 from experiments.report.folds import Tested, blocks_of, gather_folds
 from experiments.report.page import Chart, Note, Part, Section, Table
 from experiments.report.runs import Run
@@ -192,7 +192,8 @@ def _layout_of(each: Shown) -> dict[str, Any]:
     middles = [(start + stop - 1) // 2 for start, stop in zip(starts, [*starts[1:], len(labels)], strict=True)]
     step = -(-len(middles) // _TICKS)
     marked = middles[::step] if labels[0] != NO_LABEL or len(starts) > 1 else []
-    ticks = {"tickvals": [names[place] for place in marked], "ticktext": [_class_of(each, labels[p]) for p in marked]}
+    texts = [shortened(_class_of(each, labels[place])) for place in marked]
+    ticks = {"tickvals": [names[place] for place in marked], "ticktext": texts}
     # lines between many small classes would hide what they divide
     edges = starts[1:] if len(starts) <= _TICKS and 4 * len(starts) <= len(labels) else []
     line = {"color": "white", "width": 0.7}
@@ -240,9 +241,9 @@ def _table(shown: Sequence[Shown]) -> Table:
         rows.append((*row, *agree[:3], note))
     headings = ("data", "stage", "run", "subject", "stimuli", "cosine, own", "cosine, others")
     caption = (
-        "Correlation of dissimilarities: Spearman, over all pairs of stimuli, of the dissimilarities of brain and of "
-        "image embeddings; chance 0. Intervals resample stimuli; p is one-sided, stimuli of one matrix permuted "
+        "Correlation: Spearman, over all pairs of stimuli, of the dissimilarities of brain and of image embeddings; "
+        "chance 0. Intervals resample stimuli; p is one-sided, stimuli of one matrix permuted "
         "(Mantel test). Cosine of a brain embedding with the image embedding of what was seen, and with those of the "
         "other stimuli. Folds are decoded by models of their own."
     )
-    return Table((*headings, "correlation of dissimilarities", "95 % interval", "p", "notes"), rows, caption)
+    return Table((*headings, "correlation", "95 % interval", "p", "notes"), rows, caption)

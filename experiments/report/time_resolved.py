@@ -24,7 +24,6 @@ from torch import Tensor
 
 from callbacks.metrics.resampling import permutation_p, permutations
 from datamodules.core.loading import Samples
-from experiments.report.runs import similarity
 from lightning_modules.networks.ridge import CoMoments, fold_of, solve_ridge
 
 Array = NDArray[Any]
@@ -168,7 +167,7 @@ class _Target:
         The share of the other candidates that are less similar than the right one, ties by half: (rank from below - 1)
         / (G - 1).
         """
-        ranks = rankdata(similarity(decoded, self.gallery).numpy(), axis=1)
+        ranks = rankdata(_cosines(decoded, self.gallery).numpy(), axis=1)
         of_each = (ranks - 1) / (ranks.shape[1] - 1)
         # summed over the samples of a stimulus, for every candidate that it might be
         summed = np.zeros((len(self.right), of_each.shape[1]))
@@ -197,6 +196,12 @@ def _collect(
         return _collect(train, rows, group, "row")
     total = reduce(CoMoments.merge, moments[0])
     return moments, (total.variation_y / total.count).mean().sqrt()
+
+
+def _cosines(left: Tensor, right: Tensor) -> Tensor:
+    """Cosine of all pairs of rows, ``(n, D)`` and ``(m, D)`` -> ``(n, m)``, float64; 0 for a row of zeros."""
+    unit = [torch.nn.functional.normalize(rows.double(), dim=1) for rows in (left, right)]
+    return unit[0] @ unit[1].T
 
 
 def _means(signal: Tensor, group: Sequence[slice]) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
-import yaml
 from plotly.subplots import make_subplots
 
 from experiments.report.drawing import PALETTE, colour, rounded, style
@@ -76,7 +75,8 @@ def with_earlier(runs: Sequence[Run]) -> list[Run]:
     found: dict[Path, Run] = {}
     for run in runs:
         root = run.folder.absolute().parents[3]
-        arguments = run.config.get("model", {}).get("init_args", {}).values() if run.configs else ()
+        model = (run.config.get("model") or {}) if run.configs else {}
+        arguments = (model.get("init_args") or {}).values()
         named = [Path(value) for value in arguments if isinstance(value, str) and value.endswith(".ckpt")]
         # a run folder may have been copied from elsewhere, with all runs beside it
         for folder in (root.joinpath(*file.parent.parts[-4:]) for file in named):
@@ -107,9 +107,7 @@ def _curves(run: Run) -> list[Curve]:
 
 def _monitored(run: Run) -> tuple[str | None, str]:
     """The value by which the kept checkpoint was chosen, and whether its least or greatest is best."""
-    if "fit" not in run.configs:
-        return None, "min"
-    options = yaml.safe_load(run.configs["fit"]).get("run") or {}
+    options = run.resolved.get("fit", {}).get("run") or {}
     return options.get("monitor"), options.get("mode", "min")
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from callbacks import PictureRecord, Pictures, load_pictures
 from callbacks.picture_record import save_pictures
 from contracts import DataError, Output
-from tests.callbacks.pictures import Recorded, Replay, context, decoded, output, photographs, trainer
+from tests.callbacks.pictures import Recorded, Replay, context, decoded, output, photographs
+from tests.lightning_modules.fitting import short_trainer
 
 NAMES = frozenset({"image", "generated"})
 
@@ -37,7 +38,7 @@ class Shown(Recorded):
 def recorded(folder: Path, people: list[Output], seen: Tensor | None, *, names: tuple[str, ...] = ("01",)) -> Pictures:
     about = context(people=names)
     module = Replay(about.layout, NAMES)
-    trainer(folder, PictureRecord(side=24)).test(module, datamodule=Shown(people, about, seen), verbose=False)
+    short_trainer(folder, PictureRecord(side=24)).test(module, datamodule=Shown(people, about, seen), verbose=False)
     return load_pictures(folder / "pictures.safetensors")
 
 
@@ -96,9 +97,11 @@ def test_a_picture_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pyte
 
 def test_a_torn_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pictures.safetensors"
-    save_pictures(path, Pictures({1: "one"}, {1: b"12345"}, {"01": {0: [b"abc", b"", b"de"]}}))
+    save_pictures(path, Pictures({1: "one"}, {1: b"\x89PNG5"}, {"01": {0: [b"RIFFabc", b"RIFF", b"\x89PNGde"]}}))
     whole = path.read_bytes()
-    assert load_pictures(path) == Pictures({1: "one"}, {1: b"12345"}, {"01": {0: [b"abc", b"", b"de"]}})
+    assert load_pictures(path) == Pictures(
+        {1: "one"}, {1: b"\x89PNG5"}, {"01": {0: [b"RIFFabc", b"RIFF", b"\x89PNGde"]}}
+    )
     for end in (0, 4, 30, len(whole) - 1):
         path.write_bytes(whole[:end])
         with pytest.raises(DataError, match=r"pictures\.safetensors.*test the run again"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Thread
 
 import pytest
+from filelock import FileLock
 
 from callbacks import Pictures, write_scores
 from callbacks.picture_record import save_pictures
@@ -53,6 +55,20 @@ def test_file_and_title_can_be_chosen(runs: Path, capfd: pytest.CaptureFixture[s
     report(capfd, '--runs=["runs"]', "--to=made/for/this.html", "--title=Mine & <b>yours</b>")
     assert "<h1>Mine &amp; &lt;b&gt;yours&lt;/b&gt;</h1>" in (runs / "made/for/this.html").read_text()
     assert not list(runs.rglob("*.partial"))
+
+
+def test_reports_of_one_time_wait_for_each_other(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SECTIONS", ())
+    target = runs / "made/report.html"
+    target.parent.mkdir()
+    writing = Thread(target=command.write_report, args=(["runs"], str(target)))
+    with FileLock(target.with_name(".report.html.lock")):
+        writing.start()
+        writing.join(1.0)
+        assert writing.is_alive()
+        assert not target.exists()
+    writing.join(20.0)
+    assert target.read_text().endswith("</html>")
 
 
 def test_without_a_tested_run_there_is_nothing_to_report(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:

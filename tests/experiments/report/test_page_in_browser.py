@@ -228,11 +228,22 @@ def test_it_prints_with_all_charts_on_the_paper(opened: Opened) -> None:
     sync_api.expect(tab.locator(".cards > li")).to_have_count(96)
 
 
-def test_narrow_screens_scroll_in_tables_alone(browser: Any, files: Path) -> None:
+def test_narrow_screens_scroll_in_tables_and_charts_alone(browser: Any, files: Path) -> None:
     page = Opened(browser, files / "page.html", viewport={"width": 360, "height": 740})
     page.tab.locator(".cards .case").first.click()
     sync_api.expect(page.tab.locator(".chart .main-svg").first).to_be_attached()
     assert page.tab.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.tab.locator(".chart").first.evaluate("chart => chart.clientWidth") == 640
+    wide = page.tab.locator(".wide").first
+    assert wide.evaluate("box => box.clientWidth") < 360
+    assert wide.evaluate("box => box.scrollWidth") == 640
+    # what is said of a table stands above what scrolls
+    caption = page.tab.locator("p.caption:has(+ .table)")
+    assert caption.evaluate("text => text.scrollWidth <= text.clientWidth && text.clientWidth < 360")
+    # buttons are not repeated at the head of each sheet of paper, texts are
+    heading = page.tab.locator("th button").first
+    page.tab.emulate_media(media="print")
+    assert heading.evaluate("button => getComputedStyle(button).display") == "contents"
     page.check()
     page.tab.close()
 

@@ -62,6 +62,17 @@ def test_people_have_a_mean_without_interval(tmp_path: Path) -> None:
     assert (mean["95 % interval"], mean["p"]) == ("-", "-")
 
 
+def test_means_stand_last_in_each_data_set(tmp_path: Path) -> None:
+    scores = [Score("top_1", 0.1 * person, subject=f"0{person}") for person in (1, 2)]
+    runs = [
+        write_run(tmp_path, invented_part(["01", "02"]), data=data, people="all", scores=scores) for data in ("a", "b")
+    ]
+    [chart] = parts_of(runs, Chart)
+    assert isinstance(chart, Chart)
+    assert chart.figure.layout.xaxis.ticktext == ("01", "02", "mean") * 2
+    assert list(chart.figure.layout.xaxis.tickvals) == sorted(chart.figure.layout.xaxis.tickvals)
+
+
 def test_points_are_open_where_p_is_not_small_and_levels_are_drawn(tmp_path: Path) -> None:
     scores = [
         Score("two_way", 0.9, 0.8, 0.95, p_value=0.05, chance=0.5, ceiling=0.97, subject="01", gallery="test (24)"),
@@ -69,6 +80,9 @@ def test_points_are_open_where_p_is_not_small_and_levels_are_drawn(tmp_path: Pat
     ]
     run = write_run(tmp_path, invented_part(), scores=scores)
     [chart] = parts_of([run], Chart)
+    [table, *_] = parts_of([run], Table)
+    rows = table_rows(table)
+    assert [(row["chance"], row["ceiling"]) for row in rows] == [("0.500", "0.970"), ("0.040", "-")]
     symbols = {float(trace.y[0]): trace.marker.symbol[0] for trace in markers(chart)}
     assert symbols == {0.9: "circle-open", 0.3: "circle"}
     lines = [tuple(trace.y) for trace in chart.figure.data if trace.mode == "lines" and trace.x[0] is not None]

@@ -134,6 +134,19 @@ def test_matrices_are_those_of_the_outputs_in_class_order(tmp_path: Path) -> Non
     assert {shape.x0 for shape in chart.figure.layout.shapes if shape.x0 == shape.x1} == {7.5, 15.5}
 
 
+def test_long_and_many_names_of_classes_leave_room_for_the_matrices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path, invented_part(classes=[f"{'long ' * 12}{number}" for number in range(3)]))
+    [chart] = parts_of([run], Chart)
+    assert list(chart.figure.layout.xaxis.ticktext) == [f"long long l… long long {number}" for number in range(3)]
+    # whole where they are pointed at
+    assert chart.figure.data[0].y[0].startswith("long " * 12)
+    monkeypatch.setattr(similarity, "_TICKS", 2)
+    [chart] = parts_of([run], Chart)
+    assert len(chart.figure.layout.xaxis.ticktext) == len(chart.figure.layout.xaxis.tickvals) == 2
+
+
 def test_the_table_tells_own_from_other_stimuli(tmp_path: Path) -> None:
     part = invented_part(noise=0.5, repetitions=(3,))
     [table] = parts_of([write_run(tmp_path, part)], Table)

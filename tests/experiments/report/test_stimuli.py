@@ -112,9 +112,10 @@ def test_ranks_are_those_of_the_scores(tmp_path: Path, similarity: Any) -> None:
     run = run_folder(tmp_path, made)
     scores = Identification(similarity=similarity, permutations=0, bootstraps=0).in_tables([made], resample=False)
     write_scores(run.folder / "scores.json", [*scores, *average(scores)])
-    cases = gallery_in(stimuli.section([run])).cases
+    shown = gallery_in(stimuli.section([run]))
+    assert "by chance with probability 0.417" in shown.caption  # 5 of 12
     for person in ("01", "02"):
-        mine = [case for case in cases if case.subject == person]
+        mine = [case for case in shown.cases if case.subject == person]
         known = {score.name: score.value for score in run.scores if score.subject == person}
         assert np.mean([two_way(case) for case in mine]) == pytest.approx(known["two_way"], abs=1e-12)
         assert np.mean([case.retrieved[0].right for case in mine]) == pytest.approx(known["top_1"])

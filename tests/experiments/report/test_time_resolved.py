@@ -24,6 +24,7 @@ from tests.experiments.report.recordings import (
     FIRST,
     INFORMED,
     LAST,
+    PIXELS,
     RATE,
     START,
     TEST,
@@ -107,12 +108,8 @@ def by_hand(data: Any, window: int) -> tuple[Array, Array, Any, Any]:
     return mean[0], best.predict(mean[1]), best, test
 
 
-@pytest.mark.parametrize("window", [3, FIRST + 1, FIRST + 3, 30])
-def test_scores_and_patterns_are_those_of_scikit_learn_and_identification(
-    raw: Path, curve: time_resolved.Curve, window: int
-) -> None:
-    data = opened(data_config(InWindow, raw))
-    inputs, predicted, model, test = by_hand(data, window)
+def identified(predicted: Array, test: Any) -> Any:
+    """Two-way identification by our own scores."""
     block = Block(
         queries=torch.from_numpy(predicted),
         stimulus=test["stimulus"],
@@ -121,7 +118,17 @@ def test_scores_and_patterns_are_those_of_scikit_learn_and_identification(
         gallery_stimulus=test["stimulus"],
         gallery_label=test["label"],
     )
-    (expected,) = identification([block], top_k=(), n_way=(), n_permutations=999, n_bootstraps=0)
+    (found,) = identification([block], top_k=(), n_way=(), n_permutations=999, n_bootstraps=0)
+    return found
+
+
+@pytest.mark.parametrize("window", [3, FIRST + 1, FIRST + 3, 30])
+def test_scores_and_patterns_are_those_of_scikit_learn_and_identification(
+    raw: Path, curve: time_resolved.Curve, window: int
+) -> None:
+    data = opened(data_config(InWindow, raw))
+    inputs, predicted, model, test = by_hand(data, window)
+    expected = identified(predicted, test)
     np.testing.assert_allclose(curve.score[window], expected.value, atol=1e-9)
     p = (1 + (curve.permuted[:, window] >= curve.score[window]).sum()) / (1 + time_resolved.PERMUTATIONS)
     assert expected.p_value is not None
@@ -132,6 +139,16 @@ def test_scores_and_patterns_are_those_of_scikit_learn_and_identification(
     train: Any = data.dataset("train")[torch.arange(TRAIN)]
     spread = np.sqrt(train["embedding"].numpy().astype(float).var(axis=0).mean())
     np.testing.assert_allclose(curve.pattern[window], np.sqrt((covariance**2).mean(axis=1)) / spread, rtol=1e-5)
+
+
+def test_means_of_embeddings_and_signals_are_fitted_too(raw: Path) -> None:
+    data = opened(data_config(InWindow, raw, embedding=PIXELS | {"target": "none"}, samples={"normalise": "none"}))
+    _, predicted, model, test = by_hand(data, FIRST + 1)
+    assert np.abs(model.intercept_).max() > 0.1
+    curve = decoded(data)
+    np.testing.assert_allclose(curve.score[FIRST + 1], identified(predicted, test).value, atol=1e-9)
+    without = identified(predicted - model.intercept_, test).value
+    assert abs(curve.score[FIRST + 1] - without) > 0.02
 
 
 @pytest.mark.full

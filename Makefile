@@ -41,7 +41,8 @@ NEEDED_CLIP = $(if $(filter $(DATA_FILE) $(DATA_FILES),$(PHANTOM)),$(CLIP))
 # of sbatch; $(call neuroalign,<run folder>,<needed files>) is what starts a command of a run
 CLUSTER ?=
 SBATCH ?=
-neuroalign = $(if $(CLUSTER),SBATCH='$(SBATCH)' experiments/$(CLUSTER)/submit.sh $(strip $(1) $(2)) --,$(BIN)/neuroalign)
+export SBATCH
+neuroalign = $(if $(CLUSTER),experiments/$(CLUSTER)/submit.sh $(strip $(1) $(2)) --,$(BIN)/neuroalign)
 FOLDER = $(dir $(call final,$(subst -,_,$*)))
 ifneq ($(filter-out slurm,$(CLUSTER)),)
 $(error CLUSTER is slurm or left out, not $(CLUSTER))
@@ -52,7 +53,7 @@ endif
 # make sweep STAGE=fmri-mae: what is given on the command line takes the place of what the file of that name says
 SWEEP_FILE = configs/sweep/$(subst -,_,$(STAGE)).yaml
 given = $(if $(filter file undefined,$(origin $(1))),,$(2))
-SWEEP = --file=$(SWEEP_FILE) $(call given,DATA,--data=$(DATA_FILE)) $(if $(COUNT),--count=$(COUNT)) $(call given,TRAINER,--trainer=configs/trainer/$(TRAINER).yaml) $(ARGS)
+SWEEP = --file=$(if $(STAGE),$(SWEEP_FILE),$(error say which stage: make $@ STAGE=fmri-mae)) $(call given,DATA,--data=$(DATA_FILE)) $(if $(COUNT),--count=$(COUNT)) $(call given,TRAINER,--trainer=configs/trainer/$(TRAINER).yaml) $(ARGS)
 SWEPT = $(or $(call given,DATA,$(DATA_FILE)),$(if $(wildcard $(SWEEP_FILE)),$(shell grep -o 'configs/data/[a-z0-9_]*[.]yaml' $(SWEEP_FILE))))
 SWEEP_CLIP = $(if $(filter $(SWEPT),$(PHANTOM)),$(CLIP))
 # where targets that print a table leave their report

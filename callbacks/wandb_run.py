@@ -147,10 +147,11 @@ class WandbRun(WandbLogger):
                 # what a person has changed on the page since stays
                 **(self._shown if self._new else {}),
             )
-        except (wandb.Error, OSError) as error:
+        # a variable that it refuses is a ValueError of pydantic, in several lines
+        except (wandb.Error, OSError, ValueError) as error:
             raise DataError(
-                f"Weights & Biases cannot start: {error}; WANDB_MODE=offline keeps the run on this machine, "
-                "WANDB_MODE=disabled leaves it out"
+                f"Weights & Biases cannot start: {' '.join(str(error).split())}; WANDB_MODE=offline keeps the run on "
+                "this machine, WANDB_MODE=disabled leaves it out"
             ) from error
 
     @property

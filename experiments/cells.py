@@ -144,8 +144,12 @@ def settings(options: GridOptions, arguments: Sequence[str]) -> Iterator[Setting
             name before it an argument goes to that stage alone (``--fmri_mae.model.init_args.heads=8``).
 
     Raises:
-        DataError: An argument that no stage takes, or an unknown fold.
+        DataError: A stage file that is not there, an argument that no stage takes, or an unknown fold.
     """
+    for stage in options.stages:
+        if not stage.is_file():
+            beside = ", ".join(sorted(file.stem for file in stage.parent.glob("*.yaml"))) or "nothing"
+            raise DataError(f"no stage file {stage}; {stage.parent} has {beside}")
     _refuse_idle_arguments(arguments, options.stages)
     for data, stage, seed in itertools.product(_listed(options.data), options.stages, _listed(options.seeds)):
         module = _datamodule(data, arguments)

@@ -26,7 +26,7 @@ from callbacks.whole_file import whole_file
 from contracts import UserError
 
 PARENT = "NEUROALIGN_STARTED_BY"
-"""Environment variable: number of the process that started this one, where that is a ``neuroalign``, too."""
+"""Environment variable: host and number of the process that started this one, where that is a ``neuroalign``, too."""
 
 
 class RecordFailure(Callback):
@@ -134,10 +134,13 @@ def end_with_parent() -> None:
     The processes of a run wait for each other; one whose first process was killed would wait for ever, and hold GPUs.
     They belong together where Lightning or ``neuroalign grid`` started this one, or torchrun.
     """
-    parent = os.getppid()
-    belongs = os.environ.get(PARENT) == str(parent) or "TORCHELASTIC_RUN_ID" in os.environ
-    os.environ[PARENT] = str(os.getpid())
-    if belongs:
+    parent, here = os.getppid(), socket.gethostname()
+    host, _, number = os.environ.get(PARENT, "").rpartition(" ")
+    os.environ[PARENT] = f"{here} {os.getpid()}"
+    if host == here and _is_gone(int(number)):
+        # while this one was loading Python
+        _end(int(number))
+    if (host, number) == (here, str(parent)) or "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_watch, args=(parent,), name="parent-watch", daemon=True).start()
 
 
@@ -161,6 +164,21 @@ def run_process(words: Sequence[str], environment: Mapping[str, str]) -> int:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
+    _end(parent)
+
+
+def _is_gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        # another user's
+        return False
+    return False
+
+
+def _end(parent: int) -> None:
     print(f"neuroalign: process {parent}, which started this one, is gone; ending", file=sys.stderr, flush=True)
     # not an exception: the main thread may be waiting inside a library
     os.kill(os.getpid(), signal.SIGKILL)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.termination import STATUS
 from contracts import DataError, UserError
 from experiments import grid
 from experiments.cells import split_words
+from experiments.failure import run_process
 from experiments.sweep_file import Sweep, read_sweep
 from experiments.trial import Made
 from experiments.trial_table import Trial, print_trials, read_trial, read_trials, table_path, write_trial
@@ -76,6 +75,8 @@ def run_sweep(options: SweepOptions, arguments: Sequence[str] = ()) -> list[Tria
     Raises:
         DataError: No login at Weights & Biases, a file that is no sweep, or a metric that is not logged.
     """
+    if options.count is not None and options.count < 1:
+        raise DataError(f"--count (COUNT=...) must be a number of trials, at least 1; found {options.count}")
     sweep = read_sweep(Path(options.file)).with_words(arguments, data=options.data)
     if options.dry_run:
         for values in sweep.trials(count=options.count, seed=options.seed):
@@ -148,12 +149,10 @@ def _run_process(words: Sequence[str]) -> str:
     """Run a trial in a process of its own; returns why it failed.
 
     Raises:
-        SystemExit: It was told to end, and so is the sweep.
+        SIGTERMException: It was told to end, or the sweep was, and waited for the trial.
     """
     own = {name: value for name, value in _environment().items() if not name.startswith("WANDB_SWEEP")}
-    status = subprocess.run(words, env=own, check=False).returncode
-    if status == STATUS:
-        raise SystemExit(STATUS)
+    status = run_process(words, own)
     return f"ended with status {status}; its output says why" if status else ""
 
 

@@ -15,6 +15,10 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from contracts import DataError
 
 _ARGS = "${args}"
+_NEEDED = ("program", "method", "metric", "command", "parameters")
+_KNOWN = (*_NEEDED, "name", "description", "entity", "project", "run_cap", "early_terminate")
+_NUMBERS = ("min", "max", "mu", "sigma", "q")
+_OF_PARAMETER = ("value", "values", "probabilities", "distribution", "parameters", *_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -109,47 +113,60 @@ class Sweep:
             DataError: A distribution that is not known here, or numbers that it lacks.
         """
         where = f"{self.file}: parameter {name}"
-        if not isinstance(entry, dict) or "parameters" in entry:
-            raise DataError(
-                f"{where} is nested or no mapping; write dotted names with value:, values: or min: and max:"
-            )
+        if "parameters" in entry:
+            raise DataError(f"{where} is nested; write dotted names with value:, values: or min: and max:")
         if "value" in entry:
             return [entry["value"]]
         if "values" in entry and "probabilities" not in entry:
             return list(entry["values"])
         whole = all(isinstance(entry.get(end), int) for end in ("min", "max"))
         kind = entry.get("distribution", "int_uniform" if whole else "uniform")
+        given = {key: entry[key] for key in _NUMBERS if key in entry}
         if kind not in _DISTRIBUTIONS or "probabilities" in entry:
             kind = "probabilities" if "probabilities" in entry else kind
             known = ", ".join(["values", *_DISTRIBUTIONS])
             raise DataError(f"{where}: {kind!r} is not known here ({known}); choose one of these, or run make sweep")
         try:
-            return _DISTRIBUTIONS[kind](entry)
+            choice = _DISTRIBUTIONS[kind](given)
         except KeyError as missing:
             raise DataError(f"{where}: {kind} needs {missing.args[0]}:") from missing
+        # scipy's way to say that there are no such values
+        if np.isnan(choice.support()).any():
+            raise DataError(f"{where}: nothing is {kind} with {_shown(given)}")
+        return choice
 
 
 def read_sweep(file: Path) -> Sweep:
     """Read a sweep file.
 
     Raises:
-        DataError: No such file, or one whose trials could see the test set or not be compared.
+        DataError: No such file, one that is no sweep, or one whose trials could see the test set or not be compared.
     """
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_bytes())
     except (OSError, yaml.YAMLError) as error:
         beside = ", ".join(sorted(entry.stem for entry in file.parent.glob("*.yaml"))) or "nothing"
         said = " ".join(str(error).split())
         raise DataError(f"cannot read the sweep file {file}: {said}; {file.parent} has {beside}") from error
-    missing = [key for key in ("program", "method", "metric", "command", "parameters") if key not in (content or {})]
+    content = content if isinstance(content, dict) else {}
+    missing = [key for key in _NEEDED if key not in content]
     if missing:
         raise DataError(f"{file} has no {', '.join(missing)}; see the other sweep files")
-    metric = content["metric"]
-    name = metric.get("name", "") if isinstance(metric, dict) else metric
-    if not (isinstance(name, str) and name.startswith("validation/")):
+    unknown = [str(key) for key in content if key not in _KNOWN]
+    if unknown:
+        raise DataError(f"{file}: {', '.join(unknown)} is nothing that a sweep file says; it says {', '.join(_KNOWN)}")
+    metric = content["metric"] if isinstance(content["metric"], dict) else {}
+    if not str(metric.get("name")).startswith("validation/"):
         raise DataError(
-            f"{file}: only validation may choose: metric.name must begin with 'validation/', found {name!r}"
+            f"{file}: only validation may choose: metric.name must begin with 'validation/'; found metric: "
+            f"{content['metric']!r}"
         )
+    if metric.get("goal", "minimize") not in ("minimize", "maximize"):
+        raise DataError(f"{file}: metric.goal must be minimize or maximize; found {metric['goal']!r}")
+    cap = content.get("run_cap", 1)
+    if not isinstance(cap, int) or cap < 1:
+        raise DataError(f"{file}: run_cap must be a number of trials, at least 1; found {cap!r}")
+    _refuse_parameters(file, content["parameters"])
     command = content["command"]
     if not isinstance(command, list) or command[:2] not in (["${program}", "grid"], ["neuroalign", "grid"]):
         raise DataError(f'{file}: command must begin with "${{program}}", grid; found {command!r}')
@@ -160,12 +177,43 @@ def read_sweep(file: Path) -> Sweep:
     return Sweep(file, content)
 
 
+def _refuse_parameters(file: Path, parameters: Any) -> None:
+    """Refuse what is no set of parameters, for the server and here alike.
+
+    Raises:
+        DataError: It is none.
+    """
+    if not isinstance(parameters, dict) or not parameters:
+        raise DataError(f"{file}: parameters must be a mapping of at least one dotted name; found {parameters!r}")
+    for name, entry in parameters.items():
+        where = f"{file}: parameter {name}"
+        if not isinstance(entry, dict):
+            raise DataError(f"{where} must be a mapping with value:, values: or min: and max:; found {entry!r}")
+        unknown = [str(key) for key in entry if key not in _OF_PARAMETER]
+        if unknown:
+            raise DataError(f"{where}: {', '.join(unknown)} is none of {', '.join(_OF_PARAMETER)}")
+        if "values" in entry and not (isinstance(entry["values"], list) and entry["values"]):
+            raise DataError(f"{where}: values must be a list of at least one; found {entry['values']!r}")
+        texts = {key: entry[key] for key in _NUMBERS if not isinstance(entry.get(key, 0), (int, float))}
+        if texts:
+            raise DataError(f"{where}: {_shown(texts)} must be numbers (to YAML 1e-4 is a text and 1.0e-4 a number)")
+
+
+def _shown(entries: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}: {value!r}" for key, value in entries.items())
+
+
 @dataclass(frozen=True)
 class _Rounded:
     """A distribution whose values are multiples of ``q``."""
 
     distribution: Any
     q: float
+
+    def support(self) -> tuple[float, float]:
+        """Ends of what is drawn; NaN where there is nothing to draw."""
+        low, high = self.distribution.support()
+        return (low, high) if self.q > 0 else (np.nan, np.nan)
 
     def rvs(self, random_state: np.random.RandomState) -> float:
         """Draw a value."""

@@ -31,6 +31,13 @@ def test_make_resumes_and_overwrites_only_when_asked(word: str, flag: str) -> No
     assert flag not in make("train-ridge-direct")
 
 
+@pytest.mark.parametrize("target", ["sweep", "sweep-local"])
+def test_make_asks_for_the_stage_of_a_sweep(target: str) -> None:
+    result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert f"say which stage: make {target} STAGE=fmri-mae" in result.stderr
+
+
 def test_make_scores_and_converts() -> None:
     assert make("score-ridge-direct").startswith(".venv/bin/neuroalign test -c configs/trainer/cpu.yaml")
     assert make("convert", "DATA=miyawaki2008").endswith("convert --data configs/data/miyawaki2008.yaml")

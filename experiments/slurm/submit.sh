@@ -49,7 +49,15 @@ for file in "${needed[@]}"; do
 done
 
 mkdir -p "$folder"
-read -ra options <<<"${SBATCH:-}"
+# words in quotes stay together
+if ! words=$(xargs --no-run-if-empty printf '%s\n' <<<"${SBATCH:-}" 2>/dev/null); then
+    echo "SBATCH=$SBATCH: a quote is not closed" >&2
+    exit 2
+fi
+options=()
+if [[ -n $words ]]; then
+    mapfile -t options <<<"$words"
+fi
 # options of the user come last: they win
 job=$(RUN_FOLDER=$folder sbatch --parsable --job-name="neuroalign-$command-$(basename "$(dirname "$folder")")" \
     --output="$folder/slurm-%j.out" ${after:+--dependency=afterok$after --kill-on-invalid-dep=yes} \
@@ -57,4 +65,4 @@ job=$(RUN_FOLDER=$folder sbatch --parsable --job-name="neuroalign-$command-$(bas
 # a federation adds the name of the cluster
 job=${job%%;*}
 echo "$job" >"$folder/slurm-$command.job"
-echo "$folder: submitted as job $job${after:+, after ${after//:/ }}"
+echo "$folder: submitted as job $job${after:+, after${after//:/ }}"

@@ -51,12 +51,12 @@ echo "job ${SLURM_JOB_ID:?submit this script with sbatch}, start $((restarts + 1
 echo "neuroalign ${words[*]}"
 # srun does not take --cpus-per-task from sbatch (since SLURM 22.05)
 srun --kill-on-bad-exit=1 --cpus-per-task="$OMP_NUM_THREADS" .venv/bin/neuroalign "${words[@]}" &
-interrupted=$((128 + $(kill -l USR1)))
-status=$interrupted
-while ((status == interrupted)); do
-    status=0
-    wait "$!" || status=$?
+# a signal ends a wait before what is waited for, whose status may be that of the signal, too
+while kill -0 "$!" 2>/dev/null; do
+    wait "$!" || true
 done
+status=0
+wait "$!" || status=$?
 
 if ((status == 0)) || [[ $at_limit == false ]]; then
     exit "$status"

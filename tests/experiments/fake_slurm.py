@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
+from tests.experiments.launching import output_of
 from tests.shipped import ROOT
 
 COMMANDS = ("sbatch", "scancel", "scontrol", "squeue", "srun")
@@ -151,12 +149,7 @@ class Cluster:
             text=True,
             start_new_session=True,
         ) as process:
-            try:
-                printed, _ = process.communicate(timeout=400)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                printed, _ = process.communicate()
-                pytest.fail(f"the job is still running:\n{printed}")
+            printed = output_of(process, timeout=400)
         assert process.returncode == status, printed
         return printed
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from experiments.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+Neuroalign = Callable[..., str]
 
 
 def launch(
@@ -39,13 +40,19 @@ def launch(
         text=True,
         start_new_session=True,
     ) as process:
-        try:
-            printed, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            printed, _ = process.communicate()
-            pytest.fail(f"still running after {timeout} s:\n{printed}")
+        printed = output_of(process, timeout)
     assert process.returncode == status if status is not None else process.returncode != 0, printed
+    return printed
+
+
+def output_of(process: subprocess.Popen[str], timeout: float) -> str:
+    """What a process group has printed when it ends; one that does not in time is killed, and the test fails."""
+    try:
+        printed, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
+        pytest.fail(f"still running after {timeout} s:\n{printed}")
     return printed
 
 
@@ -59,6 +66,14 @@ def call(words: Sequence[str], capfd: pytest.CaptureFixture[str], *, status: int
     captured = capfd.readouterr()
     assert found == status, captured.out + captured.err
     return captured.out, captured.err
+
+
+def write_callback(folder: Path, source: str, kind: str) -> str:
+    """Write a module with the callback ``kind``; returns the word by which a command takes it."""
+    name = kind.lower()
+    (folder / f"{name}.py").write_text(source)
+    (folder / f"{name}.yaml").write_text(f"trainer:\n  callbacks+:\n    - class_path: {name}.py:{kind}\n")
+    return f"--config={name}.yaml"
 
 
 def several(processes: int) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import pytest
 import yaml
 
 from callbacks import CrossModal, load_part, read_scores
-from tests.experiments import launching
-from tests.experiments.launching import CONFIGS
+from tests.experiments.launching import CONFIGS, Neuroalign
 
 TINY = {
     "people": 2,
@@ -68,7 +66,6 @@ FILES: dict[str, Any] = {
         "scores": {"eeg to fmri": {"two_way": 0.123, "normalised_two_way": 0.987}, "eeg to image": {"top_1": 0.4567}},
     },
 }
-Call = Callable[..., str]
 RUN = Path("runs/both/all/conversion/default")
 
 
@@ -82,17 +79,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def neuroalign(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Run a command in a folder without runs; returns what it printed, whatever its status."""
-    monkeypatch.chdir(folder)
-    shutil.rmtree("runs", ignore_errors=True)
-
-    def call(*words: str, status: int = 0) -> str:
-        out, err = launching.call(words, capfd, status=status)
-        return out if status == 0 else err
-
-    return call
+@pytest.fixture(autouse=True)
+def without_runs(folder: Path) -> None:
+    """A test begins without runs."""
+    shutil.rmtree(folder / "runs", ignore_errors=True)
 
 
 def grid(*options: str, stage: str = "stage/conversion.yaml", data: str = "data/both.yaml") -> list[str]:
@@ -112,7 +102,7 @@ def rows(printed: str, title: str) -> list[list[str]]:
     return [cells for cells, line in zip(table[:last], lines, strict=False) if line[0] in "│┃"]
 
 
-def test_modalities_are_aligned_converted_and_scored(neuroalign: Call) -> None:
+def test_modalities_are_aligned_converted_and_scored(neuroalign: Neuroalign) -> None:
     printed = neuroalign(*grid("--reference=paper.yaml"))
     assert fits(printed) == ["align", "conversion"]
     # pictures and recordings of each other's modality
@@ -153,13 +143,13 @@ def test_modalities_are_aligned_converted_and_scored(neuroalign: Call) -> None:
     assert rows(again_printed, "conversion, side by side") == rows(printed, "conversion, side by side")
 
 
-def test_without_published_scores_one_stage_is_compared_with_nothing(neuroalign: Call) -> None:
+def test_without_published_scores_one_stage_is_compared_with_nothing(neuroalign: Neuroalign) -> None:
     printed = neuroalign(*grid())
     assert "side by side" not in printed
     assert "eeg to fmri by regression" in printed
 
 
-def test_means_of_people_stand_once(neuroalign: Call) -> None:
+def test_means_of_people_stand_once(neuroalign: Neuroalign) -> None:
     """A stage for single data sets takes the people of all parts for those of one."""
     neuroalign(*grid(stage=f"{CONFIGS}/stage/ridge_direct.yaml"), "--", "--model.init_args.alpha=10")
     run = Path("runs/both/all/ridge_direct/default")
@@ -180,7 +170,9 @@ def test_means_of_people_stand_once(neuroalign: Call) -> None:
         ("--reference=nothing.yaml", "cannot read published scores: [Errno 2] No such file or directory"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_trained(neuroalign: Call, option: str, message: str) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_trained(
+    neuroalign: Neuroalign, option: str, message: str
+) -> None:
     printed = neuroalign(*grid(option), status=2)
     assert message in printed
     assert len(printed.strip().splitlines()) == 1
@@ -201,7 +193,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(neuroalign: Call, 
         "{name: [unclosed",
     ],
 )
-def test_published_scores_of_another_form_are_refused(neuroalign: Call, tmp_path: Path, content: str) -> None:
+def test_published_scores_of_another_form_are_refused(neuroalign: Neuroalign, tmp_path: Path, content: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(content)
     printed = neuroalign(*grid(f"--reference={file}"), status=2)
@@ -210,7 +202,7 @@ def test_published_scores_of_another_form_are_refused(neuroalign: Call, tmp_path
     assert not Path("runs").exists()
 
 
-def test_the_shipped_reference_names_scores_that_there_are(neuroalign: Call) -> None:
+def test_the_shipped_reference_names_scores_that_there_are(neuroalign: Neuroalign) -> None:
     for file in (CONFIGS / "reference").glob("*.yaml"):
         values = yaml.safe_load(file.read_text())["scores"]
         for gallery, scores in values.items():

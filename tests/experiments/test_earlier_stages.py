@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import pytest
 import torch
 import yaml
 
-from tests.experiments import launching
-from tests.experiments.launching import CONFIGS
+from tests.experiments.launching import CONFIGS, Neuroalign
 from tests.formats import pieman
 
 ROOT = CONFIGS.parent
@@ -33,7 +31,6 @@ TINY = tuple(
 )
 FEW = "--trainer.max_epochs=1"
 EARLIER = tuple(word.replace("--", "--fmri_mae.", 1) for word in (*TINY, FEW))
-Call = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("earlier")
 
 
-@pytest.fixture
-def neuroalign(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Run a command in a folder without runs; returns what it printed, whatever its status."""
-    monkeypatch.chdir(folder)
-    shutil.rmtree("runs", ignore_errors=True)
-
-    def call(*words: str, status: int = 0) -> str:
-        out, err = launching.call(words, capfd, status=status)
-        return out if status == 0 else err
-
-    return call
+@pytest.fixture(autouse=True)
+def without_runs(folder: Path) -> None:
+    """A test begins without runs."""
+    shutil.rmtree(folder / "runs", ignore_errors=True)
 
 
 def stage(name: str, *more: str) -> list[str]:
@@ -89,7 +79,7 @@ def arguments(name: str, command: str = "fit") -> dict[str, Any]:
 # ---- one run -----------------------------------------------------------------------------------------
 
 
-def test_an_earlier_run_is_that_of_the_same_data_people_and_name(neuroalign: Call) -> None:
+def test_an_earlier_run_is_that_of_the_same_data_people_and_name(neuroalign: Neuroalign) -> None:
     names = {"default": "0.001", "other": "0.1"}
     for name, rate in names.items():
         neuroalign("fit", *stage("fmri_mae", *TINY, FEW, f"--model.init_args.lr={rate}", f"--run.name={name}"))
@@ -113,7 +103,7 @@ def test_an_earlier_run_is_that_of_the_same_data_people_and_name(neuroalign: Cal
     assert "phantom/all/nothing/n/final.ckpt" in message
 
 
-def test_a_finished_run_is_tested_with_what_it_was_made_from(neuroalign: Call) -> None:
+def test_a_finished_run_is_tested_with_what_it_was_made_from(neuroalign: Neuroalign) -> None:
     neuroalign("fit", *stage("fmri_mae", *TINY, FEW))
     neuroalign("fit", *stage("ridge_lea"))
     neuroalign("test", *stage("ridge_lea"))
@@ -129,7 +119,7 @@ def test_a_finished_run_is_tested_with_what_it_was_made_from(neuroalign: Call) -
 # ---- grid --------------------------------------------------------------------------------------------
 
 
-def test_a_grid_trains_what_stages_are_made_from_once(neuroalign: Call) -> None:
+def test_a_grid_trains_what_stages_are_made_from_once(neuroalign: Neuroalign) -> None:
     printed = neuroalign(*grid())
     assert fits(printed) == ["fmri_mae", "ridge_lea"]
     assert [entry["stage"] for entry in loaded("ridge_lea")["lineage"]] == ["FmriMAE", "RidgeAlignment"]
@@ -154,7 +144,7 @@ def test_a_grid_trains_what_stages_are_made_from_once(neuroalign: Call) -> None:
     assert all(torch.equal(later[f"autoencoder.{name}"], value) for name, value in weights.items())
 
 
-def test_a_grid_whose_earlier_stage_has_changed_says_so(neuroalign: Call, tmp_path: Path) -> None:
+def test_a_grid_whose_earlier_stage_has_changed_says_so(neuroalign: Neuroalign, tmp_path: Path) -> None:
     stages = tmp_path / "stages"
     stages.mkdir()
     for name in ("fmri_mae", "ridge_lea"):
@@ -169,7 +159,7 @@ def test_a_grid_whose_earlier_stage_has_changed_says_so(neuroalign: Call, tmp_pa
     assert f"is made from run:fmri_mae, but there is no {file}" in message
 
 
-def test_stages_that_share_an_earlier_one_train_it_once(neuroalign: Call) -> None:
+def test_stages_that_share_an_earlier_one_train_it_once(neuroalign: Neuroalign) -> None:
     # the earlier one may be asked for, too
     printed = neuroalign(*grid("fmri_mae,ridge_lea", "--overwrite=true"))
     assert fits(printed) == ["fmri_mae", "ridge_lea"]
@@ -177,7 +167,7 @@ def test_stages_that_share_an_earlier_one_train_it_once(neuroalign: Call) -> Non
     assert fits(neuroalign(*grid("ridge_lea,fmri_mae"))) == ["fmri_mae", "ridge_lea"]
 
 
-def test_arguments_reach_the_stages_they_are_for(neuroalign: Call) -> None:
+def test_arguments_reach_the_stages_they_are_for(neuroalign: Neuroalign) -> None:
     apart = ("--fmri_mae.model.init_args.noise", "0.3", "--trainer.log_every_n_steps", "7")
     own = ("--model.init_args.alpha=500", "--ridge_lea.model.init_args.folds=3")
     neuroalign(*grid(more=(*EARLIER, *apart, *own)))
@@ -191,7 +181,7 @@ def test_arguments_reach_the_stages_they_are_for(neuroalign: Call) -> None:
     assert earlier["data"] == later["data"]
 
 
-def test_a_negative_value_that_stands_apart_belongs_to_its_option(neuroalign: Call) -> None:
+def test_a_negative_value_that_stands_apart_belongs_to_its_option(neuroalign: Neuroalign) -> None:
     neuroalign(
         *grid(more=(*EARLIER, "--fmri_mae.trainer.limit_val_batches", "1", "--fmri_mae.trainer.max_steps", "-1"))
     )
@@ -209,14 +199,14 @@ def test_a_negative_value_that_stands_apart_belongs_to_its_option(neuroalign: Ca
         "--mindvis.model.init_args.widht=16",
     ],
 )
-def test_a_typo_is_refused(neuroalign: Call, word: str) -> None:
+def test_a_typo_is_refused(neuroalign: Neuroalign, word: str) -> None:
     message = neuroalign(*grid(more=(*EARLIER, word)), status=2)
     assert word.split(".")[-1].split("=")[0] in message or word.split(".")[0].removeprefix("--") in message
     assert not (run_of("ridge_lea") / "final.ckpt").exists()
 
 
 def test_people_as_folds_are_trained_together_and_joined(
-    neuroalign: Call, folder: Path, monkeypatch: pytest.MonkeyPatch
+    neuroalign: Neuroalign, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEUROALIGN_SHARED", str(folder / "raw"))
     pieman.write(folder / "raw" / "htfa_timeseries", people=6)
@@ -270,7 +260,7 @@ def test_make_trains_the_earlier_stage_first(name: str, earlier: str) -> None:
     assert "--run.overwrite=true --model.init_args.alpha=500" in second
 
 
-def test_make_asks_for_one_person_where_told(neuroalign: Call) -> None:
+def test_make_asks_for_one_person_where_told(neuroalign: Neuroalign) -> None:
     for target in ("train-ridge-direct", "score-ridge-direct", "score-ridge-lea"):
         [command] = made(target, "DATA=vangerven2010", "SUBJECT=01")
         assert "--data.init_args.subjects='[\"01\"]'" in command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.failure import end_with_parent
 from tests.experiments.killing import living, start
-from tests.experiments.launching import CONFIGS, call, launch, several
+from tests.experiments.launching import CONFIGS, call, launch, several, write_callback
 
 SOURCE = """
 import faulthandler
@@ -56,8 +58,7 @@ SECONDS = 60
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("failure")
-    (folder / "fails.py").write_text(SOURCE)
-    (folder / "fails.yaml").write_text("trainer:\n  callbacks+:\n    - class_path: fails.py:Fails\n")
+    write_callback(folder, SOURCE, "Fails")
     return folder
 
 
@@ -145,6 +146,21 @@ def test_a_process_that_raises_leaves_its_error_and_ends_all(place: Path, launch
 )
 def test_a_process_that_is_killed_ends_all(place: Path, launcher: str, who: int) -> None:
     fail(place, launcher, who, "SIGKILL")
+
+
+def test_a_process_whose_first_one_was_killed_before_it_began_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # which takes seconds, until everything is imported
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    words = ["-c", "from experiments.failure import end_with_parent; end_with_parent()"]
+    variables = {"NEUROALIGN_STARTED_BY": f"{socket.gethostname()} {gone.pid}"}
+    told = launch(tmp_path, words, status=-signal.SIGKILL, variables=variables)
+    assert f"process {gone.pid}, which started this one, is gone" in told
+    # one of another machine cannot be asked for
+    monkeypatch.setenv("NEUROALIGN_STARTED_BY", f"not-{socket.gethostname()} {gone.pid}")
+    end_with_parent()
 
 
 @pytest.mark.full

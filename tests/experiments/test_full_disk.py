@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from callbacks import read_scores, write_scores
 from contracts import DataError
 from experiments.cli import main
 from experiments.run_logger import RunLogger
-from tests.experiments.launching import CONFIGS, call, launch, several
+from tests.experiments.launching import CONFIGS, Neuroalign, call, launch, several, write_callback
 from tests.experiments.test_resume import assert_equal, state
 
 SOURCE = """
@@ -54,18 +54,16 @@ TINY = (
     "--model.init_args.encoder.init_args.hidden=16",
     "--trainer.max_epochs=3",
     "--trainer.enable_progress_bar=false",
-    "--config=fills.yaml",
+    "--config=fillsup.yaml",
 )
 WORDS = (f"--config={CONFIGS}/stage/contrastive.yaml", f"--data={CONFIGS}/data/phantom.yaml", *TINY)
 CPU = f"--config={CONFIGS}/trainer/cpu.yaml"
-Neuroalign = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full_disk")
-    (folder / "fills.py").write_text(SOURCE)
-    (folder / "fills.yaml").write_text("trainer:\n  callbacks+:\n    - class_path: fills.py:FillsUp\n")
+    write_callback(folder, SOURCE, "FillsUp")
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ from safetensors.torch import load_file
 
 from callbacks import Score, read_scores
 from lightning_modules import LEA, MaskGIT
-from tests.experiments import launching
-from tests.experiments.launching import CONFIGS, launch, several
+from tests.experiments.launching import CONFIGS, Neuroalign, launch, several
 
 # what was trained for an epoch sees little in a recording, and the score of its reliability says so
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise gives pictures as confident")
-Call = Callable[..., str]
 DATA = f"{CONFIGS}/data/phantom.yaml"
 PHANTOM = (
     '--data.init_args.phantom={"people": 2, "train_images": 1, "test_images": 1, "train_repetitions": 1, '
@@ -48,18 +45,6 @@ EARLIER = tuple(word.replace("--", f"--{stage}.", 1) for stage in TINY for word 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all commands are run; data are converted once."""
     return tmp_path_factory.mktemp("lea")
-
-
-@pytest.fixture
-def neuroalign(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Run a command; returns what it printed, whatever its status."""
-    monkeypatch.chdir(folder)
-
-    def call(*words: str, status: int = 0) -> str:
-        out, err = launching.call(words, capfd, status=status)
-        return out if status == 0 else err
-
-    return call
 
 
 def stage(name: str, *more: str) -> list[str]:
@@ -97,7 +82,7 @@ def assert_taken(later: dict[str, Any], earlier: dict[str, Any], prefix: str) ->
     assert not [name for name, value in earlier["state_dict"].items() if not torch.equal(taken[name], value)]
 
 
-def test_a_grid_trains_the_stages_of_all_people_once(neuroalign: Call) -> None:
+def test_a_grid_trains_the_stages_of_all_people_once(neuroalign: Neuroalign) -> None:
     printed = neuroalign(*grid())
     assert trained(printed) == [
         ("sub-01", "fmri_mae"),
@@ -133,7 +118,7 @@ def test_a_grid_trains_the_stages_of_all_people_once(neuroalign: Call) -> None:
     assert "all/tokenizer/g is finished, but was trained with other arguments" in message
 
 
-def test_a_checkpoint_of_the_command_line_is_loaded_alone(neuroalign: Call, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_command_line_is_loaded_alone(neuroalign: Neuroalign, tmp_path: Path) -> None:
     if not run_of("lea", "sub-01").joinpath("final.ckpt").exists():
         neuroalign(*grid('--subjects=["01"]'))
     state = loaded("lea", "sub-01")["state_dict"]
@@ -149,7 +134,7 @@ def test_a_checkpoint_of_the_command_line_is_loaded_alone(neuroalign: Call, tmp_
     assert ours.shape == (3, 2, 3, 8, 8)
 
 
-def test_a_missing_maskgit_is_one_clear_line(neuroalign: Call) -> None:
+def test_a_missing_maskgit_is_one_clear_line(neuroalign: Neuroalign) -> None:
     person = ('--data.init_args.subjects=["02"]', "--model.init_args.fmri_mae=null", "--run.name=none")
     message = neuroalign("fit", *stage("lea", *person), status=2)
     assert len(message.strip().splitlines()) == 1
@@ -161,7 +146,7 @@ def test_a_missing_maskgit_is_one_clear_line(neuroalign: Call) -> None:
 
 
 @pytest.mark.full
-def test_the_earlier_stage_of_all_people_is_that_of_the_same_name(neuroalign: Call) -> None:
+def test_the_earlier_stage_of_all_people_is_that_of_the_same_name(neuroalign: Neuroalign) -> None:
     """Two names, one after another by hand; a run of one person takes the MaskGIT of all people, not its own."""
     for name, rate in (("a", "0.001"), ("b", "0.1")):
         neuroalign("fit", *stage("tokenizer", *tiny("tokenizer"), f"--model.init_args.lr={rate}", f"--run.name={name}"))
@@ -177,7 +162,7 @@ def test_the_earlier_stage_of_all_people_is_that_of_the_same_name(neuroalign: Ca
 
 
 @pytest.mark.full
-def test_pictures_and_scores_are_those_of_one_process_and_any_batch_size(neuroalign: Call, folder: Path) -> None:
+def test_pictures_and_scores_are_those_of_one_process_and_any_batch_size(neuroalign: Neuroalign, folder: Path) -> None:
     if not run_of("lea", "sub-01").joinpath("final.ckpt").exists():
         neuroalign(*grid('--subjects=["01"]'))
     run = run_of("lea", "sub-01")

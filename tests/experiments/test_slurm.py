@@ -11,8 +11,9 @@ import torch
 from wandb.cli import cli as wandb_cli
 
 from experiments.cli import main
+from experiments.devices import slurm_processes
 from tests.experiments.fake_slurm import Cluster, make_cluster
-from tests.experiments.launching import CONFIGS, call
+from tests.experiments.launching import CONFIGS, call, write_callback
 from tests.experiments.test_distributed import (
     PHANTOM,
     PRIMAL,
@@ -50,7 +51,6 @@ class Events(Callback):
             os.killpg(0, signal.SIGTERM)
             time.sleep(1)
 """
-EVENTS = "trainer:\n  callbacks+:\n    - class_path: events.py:Events\n"
 FIT = (
     "fit",
     SLURM,
@@ -65,8 +65,7 @@ FIT = (
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     cluster = make_cluster(tmp_path_factory.mktemp("cluster"))
-    (cluster.folder / "events.py").write_text(EVENTS_SOURCE)
-    (cluster.folder / "events.yaml").write_text(EVENTS)
+    write_callback(cluster.folder, EVENTS_SOURCE, "Events")
     return cluster
 
 
@@ -181,8 +180,10 @@ def test_only_what_gets_somewhere_is_requeued(
         ("if [ $SLURM_PROCID = 1 ]; then kill -TERM 0; fi", CANCELLED),
         ("exit 0", 0),
         ("exit 7", 7),
+        # before Python listens; the status is that of a wait which a signal to the script has ended
+        ("kill -USR1 $$", 128 + 10),
     ],
-    ids=["a failure", "cancelled", "finished", "both fail"],
+    ids=["a failure", "cancelled", "finished", "both fail", "a signal"],
 )
 def test_a_job_that_is_not_at_its_limit_is_not_requeued(does: str, status: int, tmp_path: Path) -> None:
     cluster = make_cluster(tmp_path)
@@ -240,6 +241,14 @@ def test_other_processes_than_expected_are_refused_in_one_line(
     [line] = [line for line in printed.splitlines() if line.startswith("neuroalign: ")]
     assert message in line
     assert "Traceback" not in printed
+
+
+def test_lightning_does_not_requeue_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**TASK, "NTASKS": "6", "NNODES": "3", "NTASKS_PER_NODE": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    arguments = slurm_processes()
+    assert (arguments["num_nodes"], arguments["devices"]) == (3, 2)
+    assert [plugin.auto_requeue for plugin in arguments["plugins"]] == [False]
 
 
 def test_a_process_that_does_not_see_the_gpus_of_its_node_is_refused(
@@ -317,6 +326,28 @@ def test_make_submits_stages_after_each_other(tmp_path: Path) -> None:
     assert len(cluster.called("sbatch")) == 4
     assert "--dependency" not in options(again)
     assert "--run.overwrite=true" in again
+
+
+def test_a_stage_waits_for_all_that_it_is_made_from(tmp_path: Path) -> None:
+    cluster = make_cluster(tmp_path)
+    submitted(cluster, "train-lea")
+    made = {words[words.index("-c", words.index("-c") + 1) + 1]: words for words in cluster.called("sbatch")}
+    jobs = [
+        (tmp_path / "runs" / "digits" / "all" / stage / "default" / "slurm-fit.job").read_text().strip()
+        for stage in ("fmri_mae", "maskgit")
+    ]
+    assert options(made["configs/stage/lea.yaml"])["--dependency"] == f"afterok:{':'.join(jobs)}"
+
+
+def test_options_with_spaces_are_quoted(tmp_path: Path) -> None:
+    cluster = make_cluster(tmp_path)
+    submitted(cluster, "train-ridge-direct", "SBATCH=--comment='two  words' --account=\"it's\" -p gpu")
+    [words] = cluster.called("sbatch")
+    given = words[: words.index("experiments/slurm/train.sh")]
+    assert given[-4:] == ["--comment=two  words", "--account=it's", "-p", "gpu"]
+    printed = submitted(cluster, "score-ridge-direct", "SBATCH=--comment='two words", status=2)
+    assert "SBATCH=--comment='two words: a quote is not closed" in printed
+    assert len(cluster.called("sbatch")) == 1
 
 
 def test_a_test_of_what_nothing_trains_is_not_submitted(tmp_path: Path) -> None:

@@ -39,18 +39,20 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+# building the parser takes longer than all else, so the first one is used again
+PARSERS: list[Any] = []
+
+
 @pytest.fixture
 def parse(place: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Parse a command line as a fit does, and stop there."""
-    parser: list[Any] = []
-    monkeypatch.setattr(CLI, "instantiate_classes", lambda self: parser.append(self.parser))
+    monkeypatch.setattr(CLI, "instantiate_classes", lambda self: PARSERS.append(self.parser))
     monkeypatch.setattr(CLI, "_run_subcommand", lambda self, name: None)
 
     def parsed(words: list[str]) -> Any:
-        # building the parser takes longer than all else, so the first one is used again
-        if not parser:
+        if not PARSERS:
             main(words)
-        return parser[0].parse_args(words)[words[0]]
+        return PARSERS[0].parse_args(words)[words[0]]
 
     return parsed
 
@@ -92,20 +94,20 @@ def with_earlier(cell: Cell) -> Iterator[Cell]:
 
 
 def check(sweep: Sweep, trials: list[dict[str, Any]], parse: Any) -> None:
-    seen = set()
+    parsed = {}
     for values in trials:
         made = Made.by(*grid.parse(sweep.words(values)[2:]))
         assert made.options.trial
         [setting] = made.settings()
-        for cell in with_earlier(setting.models[0][0]):
-            if cell.folder not in seen:
-                seen.add(cell.folder)
-                config = parse(["fit", *cell.words])
+        [[trained, *_]] = setting.models
+        for cell in with_earlier(trained):
+            if cell.folder not in parsed:
+                config = parsed[cell.folder] = parse(["fit", *cell.words])
                 assert config.run.name == cell.folder.name
                 used = {str(value) for value in config.model.init_args.as_dict().values()}
                 # a later stage is told where the earlier ones lie
                 assert {str(earlier.folder / "final.ckpt") for earlier in cell.earlier} <= used
-        model = parse(["fit", *setting.models[0][0].words]).model
+        model = parsed[trained.folder].model
         for name, value in values.items():
             if name.startswith("model.init_args."):
                 found = model[name.removeprefix("model.")]
@@ -220,7 +222,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         ("{distribution: uniform, min: 1, max: 3}", 1, 3, 2),
         ("{distribution: log_uniform_values, min: 1.0e-4, max: 1.0}", 1e-4, 1, 1e-2),
         ("{distribution: normal, mu: 5, sigma: 0.1}", 4, 6, 5),
-        ("{distribution: log_normal, mu: 0, sigma: 0.5}", 0.1, 10, 1),
+        ("{distribution: log_normal, mu: 1, sigma: 0.5}", 0.2, 30, 2.718),
     ],
 )
 def test_random_values_are_those_of_the_distribution(
@@ -232,12 +234,22 @@ def test_random_values_are_those_of_the_distribution(
     assert abs(sum(value < middle for value in values) - 200) < 40
 
 
+def test_a_file_may_say_how_many_trials_and_that_the_least_is_best(tmp_path: Path) -> None:
+    grid = "  x: {values: [1, 2, 3]}"
+    sweep = read_sweep(written(tmp_path, grid, "grid", **{"method:": "run_cap: 2\nmethod:", ", goal: minimize": ""}))
+    assert [values["x"] for values in sweep.trials(count=None, seed=0)] == [1, 2]
+    assert [values["x"] for values in sweep.trials(count=1, seed=0)] == [1]
+    assert not sweep.maximise
+    assert read_sweep(written(tmp_path, grid, "grid", minimize="maximize")).maximise
+
+
 def test_whole_and_rounded_values(tmp_path: Path) -> None:
     assert set(drawn(tmp_path, "{min: 1, max: 3}")) == {1, 2, 3}
     assert all(type(value) is int for value in drawn(tmp_path, "{min: 1, max: 3}"))
     steps = drawn(tmp_path, "{distribution: q_uniform, min: 0, max: 1, q: 0.25}")
     assert set(steps) == {0.0, 0.25, 0.5, 0.75, 1.0}
     assert set(drawn(tmp_path, "{values: [1, 5]}")) == {1, 5}
+    assert drawn(tmp_path, "{distribution: constant, value: 7}") == [7]
     assert len(drawn(tmp_path, "{values: [1, 5]}")) == 2, "no trial twice"
     assert drawn(tmp_path, "{min: 0.0, max: 1.0}", 5) == drawn(tmp_path, "{min: 0.0, max: 1.0}", 9)[:5]
 
@@ -249,6 +261,11 @@ def test_whole_and_rounded_values(tmp_path: Path) -> None:
         ("{values: [1, 2], probabilities: [0.1, 0.9]}", "random", "'probabilities' is not known here"),
         ("{distribution: uniform, min: 1}", "random", "uniform needs max:"),
         ("{parameters: {y: {value: 1}}}", "random", "write dotted names"),
+        ("{min: 2, max: 1}", "random", "nothing is int_uniform with min: 2, max: 1"),
+        ("{min: 2.0, max: 2.0}", "random", "nothing is uniform with min: 2.0, max: 2.0"),
+        ("{distribution: log_uniform_values, min: 0, max: 1}", "random", "nothing is log_uniform_values with min: 0"),
+        ("{distribution: normal, sigma: -1}", "random", "nothing is normal with sigma: -1"),
+        ("{distribution: q_uniform, min: 0, max: 1, q: 0}", "random", "nothing is q_uniform with min: 0, max: 1, q: 0"),
         ("{min: 0.0, max: 1.0}", "grid", "method grid needs values: of each parameter; x has none"),
         ("{values: [1]}", "bayes", "method 'bayes' is computed by the server"),
     ],
@@ -271,6 +288,19 @@ def test_what_only_the_server_knows_is_refused_by_name(
         ({"grid,": "fit,"}, 'command must begin with "${program}", grid'),
         ({"method:": "methods:"}, "has no method"),
         ({"parameters:": "parameters: ["}, "cannot read the sweep file"),
+        ({"program:": "\x00:"}, "cannot read the sweep file"),
+        ({"{name: validation/loss, goal: minimize}": "validation/loss"}, "found metric: 'validation/loss'"),
+        ({"goal: minimize": "goal: max"}, "metric.goal must be minimize or maximize; found 'max'"),
+        ({"method:": "runcap: 3\nmethod:"}, "runcap is nothing that a sweep file says; it says program, method"),
+        ({"method:": "run_cap: all\nmethod:"}, "run_cap must be a number of trials, at least 1; found 'all'"),
+        ({"method:": "run_cap: 0\nmethod:"}, "run_cap must be a number of trials, at least 1; found 0"),
+        ({"  x: {values: [1]}": ""}, "parameters must be a mapping of at least one dotted name; found None"),
+        ({"  x: {": "  - x: {"}, "parameters must be a mapping of at least one dotted name; found ["),
+        ({"{values: [1]}": "1"}, "parameter x must be a mapping with value:, values: or min: and max:; found 1"),
+        ({"values: [1]": "value: 1, valeus: [1]"}, "parameter x: valeus is none of value, values"),
+        ({"[1]": "[]"}, "parameter x: values must be a list of at least one; found []"),
+        ({"[1]": "cv"}, "parameter x: values must be a list of at least one; found 'cv'"),
+        ({"values: [1]": "min: 1e-4, max: 1.0"}, "parameter x: min: '1e-4' must be numbers (to YAML 1e-4 is a text"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_refused(
@@ -289,9 +319,12 @@ def test_a_missing_file_and_a_missing_number_say_what_there_is(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = written(tmp_path, "  x: {min: 0.0, max: 1.0}")
+    (tmp_path / "latin-1.yaml").write_bytes("name: Größe".encode("latin-1"))
     for words, said in (
-        ([f"--file={tmp_path}/none.yaml"], f"{tmp_path} has sweep"),
+        ([f"--file={tmp_path}/none.yaml"], f"{tmp_path} has latin-1, sweep"),
+        ([f"--file={tmp_path}/latin-1.yaml"], "cannot read the sweep file"),
         ([f"--file={file}"], "method random never ends; set --count"),
+        ([f"--file={file}", "--count=0"], "--count (COUNT=...) must be a number of trials, at least 1; found 0"),
     ):
         with pytest.raises(SystemExit):
             main(["sweep", *words, "--dry_run=true"])

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,25 +22,13 @@ from experiments.cli import main
 from experiments.trial_table import read_trials
 from tests.experiments import launching
 from tests.experiments.launching import CONFIGS
+from tests.experiments.test_selection import SPOILT, SPOILT_SOURCE
 
-# two people and ten classes; nothing of it may be read when the file says that it is for testing
-SOURCE = """
-import numpy as np
-from datamodules import BrainDataModule, Facts, Stimuli, Trials
+# nothing of it may be read when the file says that it is for testing
+SOURCE = f"""{SPOILT_SOURCE}
 
-class Made(BrainDataModule):
+class Made(Spoilt):
     name = "made"
-    facts = Facts(modality="fmri", units="none", licence="MIT", citation="none", subjects=("a", "b"))
-
-    def read(self, root):
-        rng = np.random.default_rng(0)
-        images = np.tile(rng.integers(0, 255, (60, 1, 1, 3), dtype=np.uint8), (1, 8, 8, 1))
-        names = [f"image-{i}" for i in range(60)]
-        yield Stimuli(id=names, image=images, label=[f"class {i % 10}" for i in range(60)])
-        split = ["test" if number >= 50 else "train" for number in range(60)]
-        for subject in "ab":
-            recorded = images[:, 0, 0] @ rng.normal(size=(3, 20)) + 20 * rng.normal(size=(60, 20))
-            yield Trials(subject=subject, signal=recorded, stimulus=names, split=split)
 
     def dataset(self, split):
         assert split != "test", "a trial has looked at the test set"
@@ -47,10 +36,7 @@ class Made(BrainDataModule):
 """
 COMMON = (
     "--data=made.py:Made",
-    "--data.init_args.root=raw",
-    "--data.init_args.embedding.image_size=4",
-    "--data.init_args.loader.batch_size=16",
-    "--data.init_args.split.validation=0.2",
+    *SPOILT[1:],
     "--trainer.max_epochs=1",
     "--trainer.enable_progress_bar=false",
 )
@@ -162,11 +148,16 @@ def test_what_is_finished_is_not_run_again(sweep: Sweep) -> None:
     printed, _ = sweep("ridge_direct", ALPHAS, "--subjects=a")
     assert len(fits(printed)) == 1
     # so is one that is trained with something else now
+    rows = table()
     Path("made.py").write_text(SOURCE + "\n# changed\n")
     printed, _ = sweep("ridge_direct", ALPHAS, "--count=1", "--subjects=a")
     Path("made.py").write_text(SOURCE)
     assert len(fits(printed)) == 1
-    assert len(table()) == 2
+    assert table() != rows
+    # and a row is about the runs of now
+    printed, _ = sweep("ridge_direct", ALPHAS, "--count=1", "--subjects=a")
+    assert not fits(printed)
+    assert table() == rows
 
 
 def test_random_trials_are_the_same_again(sweep: Sweep) -> None:
@@ -206,6 +197,8 @@ def test_a_trial_that_fails_is_a_row_and_ends_nothing(sweep: Sweep) -> None:
     assert finished["status"] == "finished"
     assert f"failed: trial {failed['trial']} model.init_args.lr=1e+30: the" in printed
     assert "NaN or infinite" in error
+    # what has no value stands last
+    assert printed.index(f"│ {finished['trial']} ") < printed.index(f"│ {failed['trial']} ")
     # nothing but failures is a failure
     only = {"model.init_args.lr": {"values": [1e30]}, "model.init_args.weihgt_decay": {"values": [1]}}
     _, error = sweep("contrastive", only, *small, status=1)
@@ -223,6 +216,7 @@ def test_a_metric_that_is_not_logged_is_named(sweep: Sweep) -> None:
     [
         (("--data.init_args.split.validation=0",), "nothing of made is set aside for validation"),
         (("--overwrite=true",), "a trial neither overwrites nor"),
+        (("--stage=ridge.yaml",), "no stage file ridge.yaml; . has s"),
         ((f"--stage=[{CONFIGS}/stage/ridge_direct.yaml,{CONFIGS}/stage/ridge_pixels.yaml]",), "about one stage and"),
     ],
 )
@@ -275,6 +269,43 @@ def test_a_local_sweep_starts_a_process_for_each_trial(sweep: Sweep, folder: Pat
     printed = launching.launch(folder, words, variables={"PYTHONPATH": str(CONFIGS.parent)}, timeout=240)
     assert sorted(row["status"] for row in table()) == ["failed", "finished"]
     assert "failed: trial" in printed
+
+
+@pytest.mark.parametrize(
+    "does",
+    ["trap 'sleep 0.3; touch saved; exit 143' TERM\nsleep 0.3\nkill -TERM $PPID", "touch saved\nexit 143"],
+    ids=["the sweep", "the trial"],
+)
+def test_a_sweep_that_is_told_to_end_waits_for_its_trial_and_starts_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], does: str
+) -> None:
+    monkeypatch.chdir(folder)
+    shutil.rmtree("runs", ignore_errors=True)
+    write("ridge_direct", ALPHAS)
+    Path("s.yaml").write_text(Path("s.yaml").read_text().replace('"program": "neuroalign"', '"program": "./trial.sh"'))
+    Path("trial.sh").write_text(f"#!/bin/sh\n{does}\nwhile true; do sleep 0.05; done\n")
+    Path("trial.sh").chmod(0o755)
+    printed, _ = launching.call(["sweep", "--file=s.yaml", "--local=true"], capfd, status=143)
+    assert printed.count("=== trial") == 1
+    # it has not failed: run again it goes on where it was
+    assert not Path("runs/sweeps").exists()
+    Path("saved").unlink()
+
+
+def test_a_trial_that_is_told_to_end_is_no_row(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    shutil.rmtree("runs", ignore_errors=True)
+
+    def told(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("experiments.trial.command", told)
+    launching.call(
+        ["grid", "--trial=true", "--name=s", f"--stage={CONFIGS}/stage/ridge_direct.yaml", *COMMON], capfd, status=143
+    )
+    assert not Path("runs/sweeps").exists()
 
 
 # ---- Weights & Biases ----------------------------------------------------------------------------------

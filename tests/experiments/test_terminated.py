@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.launching import CONFIGS, launch
+from tests.experiments.launching import CONFIGS, launch, write_callback
 
 TERMINATED = 128 + 15
 SOURCE = """
@@ -33,8 +33,7 @@ DATA = f"{CONFIGS}/data/phantom.yaml"
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    (tmp_path / "terminate.py").write_text(SOURCE)
-    (tmp_path / "terminate.yaml").write_text("trainer:\n  callbacks+:\n    - class_path: terminate.py:Terminate\n")
+    write_callback(tmp_path, SOURCE, "Terminate")
     return tmp_path
 
 

@@ -15,6 +15,7 @@ import torch
 import wandb
 
 from experiments.cli import main
+from tests.experiments.launching import write_callback
 from tests.experiments.wandb_files import CONTRASTIVE, CPU, LOGGER, STEPS, WANDB, Logged, logged, set_variables
 
 KEEPS = """
@@ -42,9 +43,8 @@ class Story:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     folder = tmp_path_factory.mktemp("wandb")
-    (folder / "keeps.py").write_text(KEEPS)
-    (folder / "keeps.yaml").write_text("trainer:\n  callbacks+:\n    - class_path: keeps.py:Keeps\n")
-    gradients = (f"{LOGGER}.gradients=true", f"{LOGGER}.log_freq=3", "--config=keeps.yaml")
+    keeps = write_callback(folder, KEEPS, "Keeps")
+    gradients = (f"{LOGGER}.gradients=true", f"{LOGGER}.log_freq=3", keeps)
     commands = {
         "fit": ("fit", "--trainer.max_epochs=1", *gradients),
         "resumed": ("fit", "--trainer.max_epochs=2", "--run.resume=true", f"{LOGGER}.checkpoints=true"),

@@ -14,7 +14,7 @@ from PIL import Image
 from callbacks import WandbRun
 from contracts import ContractError
 from experiments.cli import main
-from tests.experiments.launching import CONFIGS, call, launch, several
+from tests.experiments.launching import CONFIGS, call, launch, several, write_callback
 from tests.experiments.wandb_files import (
     CONTRASTIVE,
     CPU,
@@ -177,6 +177,21 @@ def test_without_a_server_nothing_is_trained(
     assert not list(place.rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("WANDB_MODE", "offlien"), ("WANDB_TAGS", "x" * 65), ("WANDB_RUN_ID", "a/b")]
+)
+def test_a_variable_that_w_and_b_refuses_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    _, said = call(["fit", CPU, WANDB, *RIDGE], capfd, status=2)
+    [line] = [line for line in said.splitlines() if line.startswith("neuroalign: ")]
+    assert "Weights & Biases cannot start" in line
+    assert "WANDB_MODE=offline" in line
+    assert "Traceback" not in said
+    assert not list(place.rglob("*.ckpt"))
+
+
 BREAKS = """
 import os
 import signal
@@ -199,9 +214,8 @@ class Breaks(Callback):
 
 @pytest.mark.full
 def test_a_training_outlives_w_and_b(place: Path) -> None:
-    (place / "breaks.py").write_text(BREAKS)
-    (place / "breaks.yaml").write_text("trainer:\n  callbacks+:\n    - class_path: breaks.py:Breaks\n")
-    words = ["fit", CPU, WANDB, *CONTRASTIVE, "--config=breaks.yaml", "--trainer.max_epochs=2"]
+    breaks = write_callback(place, BREAKS, "Breaks")
+    words = ["fit", CPU, WANDB, *CONTRASTIVE, breaks, "--trainer.max_epochs=2"]
     words += [f"{LOGGER}.gradients=true", f"{LOGGER}.checkpoints=true"]
     printed = launch(place, ["-m", "experiments", *words], timeout=300)
     assert "killed" in printed

@@ -27,6 +27,7 @@ from tests.formats import pieman
 SMALL = {"width": 32, "depth": 2, "decoder_width": 16, "decoder_depth": 1, "num_heads": 2}
 
 
+@pytest.mark.full
 def test_data_path_measures_first_batch_and_throughput(tmp_path: Path, capfd) -> None:
     data_path(folder=tmp_path, samples=200, rounds=1)
     printed = capfd.readouterr().out

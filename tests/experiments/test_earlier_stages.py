@@ -144,6 +144,7 @@ def test_a_grid_trains_what_stages_are_made_from_once(neuroalign: Neuroalign) ->
     assert all(torch.equal(later[f"autoencoder.{name}"], value) for name, value in weights.items())
 
 
+@pytest.mark.full
 def test_a_grid_whose_earlier_stage_has_changed_says_so(neuroalign: Neuroalign, tmp_path: Path) -> None:
     stages = tmp_path / "stages"
     stages.mkdir()

@@ -238,6 +238,7 @@ def test_a_dry_run_prints_the_command_lines(sweep: Sweep) -> None:
 # ---- several processes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_of_two_agents_one_trains_what_both_need(sweep: Sweep, folder: Path) -> None:
     write("ridge_lea", ALPHAS)
     common = [sys.executable, "-m", "experiments", "grid", "--trial=true", "--name=s", "--subjects=a"]

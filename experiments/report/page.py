@@ -40,8 +40,8 @@ class Picture:
 
     Attributes:
         png: The encoded picture.
-        caption: As of a chart.
-        alt: As of a chart.
+        caption: What a reader must know to read it.
+        alt: What it shows, for who cannot see it.
     """
 
     png: bytes
